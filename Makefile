@@ -1,0 +1,46 @@
+# demo, test, bench and gpu each create the virtual environment first. `make gpu PY=python3` uses one that exists.
+PYTHON ?= python3
+comma := ,
+VENV ?= .venv
+EXTRAS ?= $(if $(filter gpu,$(MAKECMDGOALS)),test$(comma)cuda13,test)
+PY ?= $(VENV)/bin/python
+DEMO ?= demo
+
+ifeq ($(origin PY),command line)
+READY :=
+else
+READY := $(VENV)/.ready-$(EXTRAS)
+endif
+
+.PHONY: demo test bench gpu
+demo test bench gpu: $(READY)
+
+$(VENV)/.ready-$(EXTRAS): setup.cfg constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; say make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--config-settings editable_mode=compat --editable ".[$(EXTRAS)]"
+	touch $@
+
+demo:
+	$(PY) -m preprocess.run --dataset synthetic --videos $(DEMO)/videos --store $(DEMO)/store
+	$(PY) -m preprocess.check $(DEMO)/store
+	$(PY) -m preprocess.show $(DEMO)/store --out $(DEMO)/store.png
+	$(PY) -m preprocess.show $(DEMO)/store --video circle/circle_000.mp4 --out $(DEMO)/video.png
+	@echo
+	@echo "Look at $(DEMO)/video.png and $(DEMO)/store.png, then try your own videos (a folder of <class>/<video>):"
+	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours --plan"
+	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours"
+
+test:
+	$(PY) -m pytest -q -m "not gpu"
+
+bench:
+	$(PY) tests/bench/decode.py
+	$(PY) tests/bench/store.py
+	$(PY) tests/bench/flow.py
+	$(PY) tests/bench/pipeline.py
+
+gpu:
+	$(PY) -m pytest -q -m gpu
+	$(PY) tests/bench/gpu_flow.py
