@@ -1,0 +1,174 @@
+"""Store format 1 as code: what arrays a pack holds, and the zarr.json of each before its data exists.
+
+T frames, HxW pixels, hxw motion cells of 8x8 pixels, V videos, C clips of one geometry.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shared.clips import ClipGeometry
+from shared.motion import CELL
+
+FORMAT = 1
+JPEG_CODEC = "motionpack.jpeg"
+JPEG_QUALITY = 85
+ZSTD_LEVEL = 3
+EDGE_MAX = 10.0  # px/frame per px, stored as 255
+HALF_MAX = 65504.0  # the largest finite float16
+
+MOTION = "px/frame per px"
+HALF = "float16; larger values are stored as 65504"
+
+
+class StoreError(Exception):
+    """Something in a store is damaged, missing or not as the format says."""
+
+
+def crc_text(value: int) -> str:
+    """A CRC-32C as the store writes it: eight hexadecimal digits."""
+    return f"{value:08x}"
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """One array of a pack. `row` is the shape without axis 0; `length` says what axis 0 counts.
+
+    chunk_rows is the number of rows of an inner chunk of the one shard file, None for an array that is one chunk.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[str, ...]
+    row: tuple[int, ...]
+    length: str  # "frames", "videos", "bounds" (videos + 1) or "clips"
+    chunk_rows: int | None
+    attributes: dict = field(compare=False)
+    jpeg_quality: int | None = None
+
+    @property
+    def file(self) -> str:
+        """The one data file, relative to the pack; absent when the array has no rows."""
+        return f"{self.name}/c" + ".0" * (1 + len(self.row))
+
+    @property
+    def metadata_file(self) -> str:
+        return f"{self.name}/zarr.json"
+
+    def chunks(self, rows: int) -> int:
+        """Inner chunks that `rows` rows take."""
+        return -(-rows // self.chunk_rows)
+
+    def document(self, rows: int) -> dict:
+        """The array's zarr.json for `rows` rows (Zarr v3 core, sharding_indexed)."""
+        inner = self._codecs()
+        extent = max(1, rows)
+        if self.chunk_rows:
+            extent = self.chunk_rows * max(1, self.chunks(rows))
+            inner = [{"name": "sharding_indexed", "configuration": {
+                "chunk_shape": [self.chunk_rows, *self.row], "codecs": inner,
+                "index_codecs": [_little(), {"name": "crc32c"}], "index_location": "end"}}]
+        dtype = np.dtype(self.dtype)
+        return {
+            "zarr_format": 3, "node_type": "array", "shape": [rows, *self.row], "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [extent, *self.row]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": 0.0 if dtype.kind == "f" else 0, "codecs": inner,
+            "attributes": self.attributes, "dimension_names": list(self.dims), "storage_transformers": [],
+        }
+
+    def _codecs(self) -> list[dict]:
+        if self.jpeg_quality:
+            jpeg = {"name": JPEG_CODEC, "configuration": {"quality": self.jpeg_quality, "subsampling": "420"}}
+            return [jpeg, {"name": "crc32c"}]
+        array = _little() if np.dtype(self.dtype).itemsize > 1 else {"name": "bytes"}
+        return [array, {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}, {"name": "crc32c"}]
+
+
+def _little() -> dict:
+    return {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def group_document(attributes: dict) -> dict:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def document_bytes(document: dict) -> bytes:
+    """ASCII, so that paths which are no UTF-8 survive as escaped surrogates."""
+    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode("ascii")
+
+
+def cells(frame_size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) pixels -> (h, w) motion cells."""
+    return frame_size[0] // CELL, frame_size[1] // CELL
+
+
+def mask_bytes(frame_size: tuple[int, int]) -> int:
+    """Bytes of one packed hot mask, ceil(hw / 8)."""
+    h, w = cells(frame_size)
+    return -(-h * w // 8)
+
+
+def frame_arrays(frame_size: tuple[int, int], edges: bool, flow: bool, jpeg_quality: int = JPEG_QUALITY):
+    """The arrays with a row a frame that live in shard files, and t_motion and frame_offset."""
+    height, width = frame_size
+    h, w = cells(frame_size)
+    half = (2, height // 2, width // 2)
+    arrays = [
+        ArrayLayout("rgb", "u1", ("frame", "y", "x", "channel"), (height, width, 3), "frames", 1,
+                    {"units": "sRGB, 0-255", "channels": ["red", "green", "blue"],
+                     "physical_order": "the even frames of each video, then its odd frames"}, jpeg_quality),
+        ArrayLayout("st_motion", "<f2", ("frame", "cell_y", "cell_x"), (h, w), "frames", 16,
+                    {"units": MOTION, "encoding": HALF, "cell": f"{CELL}x{CELL} pixels",
+                     "description": "ST-motion: mean motion map magnitude of the cell (MCL Eq. 1)"}),
+    ]
+    if edges:
+        arrays.append(ArrayLayout("edges", "u1", ("frame", "gradient", "y", "x"), half, "frames", 1,
+                                  {"units": MOTION, "channels": ["abs grad u", "abs grad v"],
+                                   "decoding": f"value = {EDGE_MAX:g} * (q / 255) ** 2", "resolution": "1/2"}))
+    if flow:
+        arrays.append(ArrayLayout("flow", "<f2", ("frame", "component", "y", "x"), half, "frames", 1,
+                                  {"units": "full-resolution px/frame", "encoding": HALF,
+                                   "channels": ["right", "down"], "resolution": "1/2"}))
+    arrays.append(ArrayLayout("t_motion", "<f4", ("frame",), (), "frames", None,
+                              {"units": MOTION, "description": "T-motion: mean of the bordered motion map (MCL Eq. 2)"}))
+    arrays.append(ArrayLayout("frame_offset", "<i8", ("video_bound",), (), "bounds", None,
+                              {"units": "frames", "description": "first frame of each video, then the total"}))
+    return arrays
+
+
+def clip_arrays(geometry: ClipGeometry, frame_size: tuple[int, int]):
+    """The arrays of the group clips/LxS."""
+    group = f"clips/{geometry}"
+
+    def whole(name, dtype, length, units, description):
+        return ArrayLayout(f"{group}/{name}", dtype, ({"clips": "clip", "videos": "video"}.get(length, "video_bound"),),
+                           (), length, None, {"units": units, "description": description})
+
+    mask = ArrayLayout(f"{group}/hot_mask", "u1", ("clip", "byte"), (mask_bytes(frame_size),), "clips", 32, {
+        "units": "bits", "bit_order": "C order over (cell_y, cell_x), most significant bit first, zero padded",
+        "description": "cells of the bordered S-motion above its 90th percentile"})
+    return [
+        whole("start", "<i4", "clips", "frames", "first frame of the clip, counted from its video's first"),
+        whole("score", "<f4", "clips", MOTION, "mean t_motion over the sampled frames"),
+        whole("s_p90", "<f4", "clips", MOTION, "90th percentile of the bordered S-motion"),
+        mask,
+        whole("offset", "<i8", "bounds", "clips", "first clip of each video, then the total"),
+        whole("median", "<f4", "videos", MOTION, "median score of the video's clips, NaN without clips"),
+    ]
+
+
+def pack_arrays(frame_size: tuple[int, int], geometries: Sequence[ClipGeometry], edges: bool, flow: bool,
+                jpeg_quality: int = JPEG_QUALITY) -> list[ArrayLayout]:
+    """Every array of a pack."""
+    arrays = frame_arrays(frame_size, edges, flow, jpeg_quality)
+    for geometry in geometries:
+        arrays += clip_arrays(geometry, frame_size)
+    return arrays
+
+
+def pack_groups(geometries: Sequence[ClipGeometry]) -> list[str]:
+    """The groups below the root."""
+    return ["clips", *(f"clips/{geometry}" for geometry in geometries)]

@@ -1,0 +1,214 @@
+"""Random access to the videos of a store: one range a stride-2 clip, one more for its maps.
+
+n frames asked for, HxW pixels, hxw motion cells, L sampled frames, C clips.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shared.clips import ClipGeometry, ClipIndex
+from shared.store.chunks import crc32c, decode_jpeg, decode_rows
+from shared.store.index import Index
+from shared.store.layout import ArrayLayout, StoreError, clip_arrays, frame_arrays
+from shared.store.shards import GAP, ReadCounts, ShardReader
+from shared.store.tables import PackRow
+from shared.store.verify import read_whole
+
+
+class OpenPack:
+    """The files of one pack, opened when first needed. Every error is a StoreError that names the file."""
+
+    def __init__(self, store: Path, row: PackRow):
+        self.path, self.row = Path(store) / row.path, row
+        height, width, _ = self._document("rgb/zarr.json")["shape"][1:]
+        self.frame_size = height, width
+        self.layouts = {layout.name: layout for layout in frame_arrays(self.frame_size, edges=True, flow=True)}
+        self.shards: dict[str, ShardReader] = {}
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def _document(self, name: str) -> dict:
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise StoreError(f"{self.path / name}: {error.strerror}") from error
+        if (len(data), crc32c(data)) != self.row.files.get(name):
+            raise StoreError(f"{self.path / name}: size or checksum differ from the index")
+        return json.loads(data)
+
+    def _size(self, layout: ArrayLayout) -> int:
+        """Bytes of the data file, as the index has it."""
+        if layout.file not in self.row.files:
+            raise StoreError(f"{self.path}: keeps no {layout.name}")
+        return self.row.files[layout.file][0]
+
+    def clip_layouts(self, geometry: ClipGeometry) -> dict[str, ArrayLayout]:
+        return {layout.name.rpartition("/")[2]: layout for layout in clip_arrays(geometry, self.frame_size)}
+
+    def shard(self, layout: ArrayLayout, rows: int) -> ShardReader:
+        shard = self.shards.get(layout.name)
+        if shard is None:
+            shard = ShardReader(self.path / layout.file, layout.chunks(rows), self._size(layout))
+            self.shards[layout.name] = shard
+        return shard
+
+    def array(self, layout: ArrayLayout, rows: int) -> np.ndarray:
+        """An array that is one chunk, kept in memory once read."""
+        values = self.arrays.get(layout.name)
+        if values is None:
+            values = read_whole(self.path, layout, rows)
+            self.arrays[layout.name] = values
+        return values
+
+    def close(self) -> None:
+        for shard in self.shards.values():
+            shard.close()
+
+
+class StoreReader:
+    """Frames, motion and clips of the videos that a store's index lists.
+
+    store: folder; max_open: packs kept open at most (five files each at the worst); gap: bytes read in vain rather
+    than in another range; index: one that is loaded already. Building one opens nothing. A reader belongs to one
+    thread; it survives fork, and a pickle carries the index but no open file. `counts[array]` says what was read.
+    Every method raises StoreError, naming pack and video, for an unknown id and for bytes that fail their checksum.
+    """
+
+    def __init__(self, store: Path, max_open: int = 64, gap: int = GAP, index: Index | None = None):
+        if max_open < 1:
+            raise ValueError(f"max_open {max_open}; expected at least 1")
+        self.store, self.max_open, self.gap = Path(store), max_open, gap
+        self.counts: dict[str, ReadCounts] = {}
+        self._index = index
+        self._packs: OrderedDict[str, OpenPack] = OrderedDict()
+
+    @property
+    def index(self) -> Index:
+        if self._index is None:
+            self._index = Index.load(self.store)
+        return self._index
+
+    def __getstate__(self):
+        return {**self.__dict__, "_index": self.index, "_packs": OrderedDict()}
+
+    def _total(self, what: str) -> int:
+        return sum(getattr(counts, what) for counts in self.counts.values())
+
+    ranges_read = property(lambda self: self._total("ranges"), doc="Ranges read so far, all arrays together.")
+    bytes_read = property(lambda self: self._total("bytes_read"), doc="Bytes read so far.")
+    bytes_used = property(lambda self: self._total("bytes_used"), doc="Bytes of the chunks that were asked for.")
+
+    def frames(self, video: str, indices: Sequence[int]) -> np.ndarray:
+        """(n, H, W, 3) uint8 RGB of the frames `indices`, counted from the video's first; repeats are allowed."""
+        def read(pack, first, frames):
+            layout = pack.layouts["rgb"]
+            payloads = self._payloads(pack, layout, pack.row.frames, self._frame_rows(indices, first, frames))
+            out = np.empty((len(payloads), *layout.row), np.uint8)
+            for payload, frame in zip(payloads, out):
+                decode_jpeg(payload, frame)
+            return out
+        return self._read(video, read)
+
+    def motion(self, video: str, start: int, stop: int) -> np.ndarray:
+        """(stop - start, h, w) float16 ST-motion, px/frame per px, of the video's frames start to stop - 1."""
+        def read(pack, first, frames):
+            if not 0 <= start <= stop <= frames:
+                raise StoreError(f"frames {start} to {stop}, expected 0 to {frames}")
+            return self._rows(pack, pack.layouts["st_motion"], pack.row.frames, first + start, first + stop)
+        return self._read(video, read)
+
+    def edges(self, video: str, indices: Sequence[int]) -> np.ndarray:
+        """(n, 2, H/2, W/2) uint8; `chunks.decode_edges` gives |grad u|, |grad v| in px/frame per px."""
+        return self._stack(video, "edges", indices)
+
+    def flow(self, video: str, indices: Sequence[int]) -> np.ndarray:
+        """(n, 2, H/2, W/2) float16, full-resolution px/frame, right and down."""
+        return self._stack(video, "flow", indices)
+
+    def clip(self, video: str, start: int, geometry: ClipGeometry) -> tuple[np.ndarray, np.ndarray]:
+        """The clip's frames (L, H, W, 3) uint8 and their ST-motion (L, h, w) float16, px/frame per px."""
+        frames = self.frames(video, range(start, start + geometry.span, geometry.stride))
+        return frames, self.motion(video, start, start + geometry.span)[::geometry.stride]
+
+    def t_motion(self, video: str) -> np.ndarray:
+        """(frames,) float32 T-motion of every frame, px/frame per px."""
+        def read(pack, first, frames):
+            return pack.array(pack.layouts["t_motion"], pack.row.frames)[first:first + frames]
+        return self._read(video, read)
+
+    def clips(self, video: str, geometry: ClipGeometry | str) -> ClipIndex:
+        """The index of the video's clips; C = 0 for a video shorter than the span."""
+        geometry = ClipGeometry.parse(geometry) if isinstance(geometry, str) else geometry
+
+        def read(pack, first, frames):
+            arrays = pack.clip_layouts(geometry)
+            if arrays["start"].metadata_file not in pack.row.files:
+                raise StoreError(f"has no clips {geometry}; add them with preprocess.reindex --clips {geometry}")
+            offsets = pack.array(pack.layouts["frame_offset"], pack.row.videos + 1)
+            place = int(np.searchsorted(offsets, first, "right")) - 1
+            bounds = pack.array(arrays["offset"], pack.row.videos + 1)
+            a, b, count = int(bounds[place]), int(bounds[place + 1]), int(bounds[-1])
+            columns = {name: pack.array(arrays[name], count)[a:b] for name in ("start", "score", "s_p90")}
+            return ClipIndex(**columns, hot_mask=self._rows(pack, arrays["hot_mask"], count, a, b),
+                             median=float(pack.array(arrays["median"], pack.row.videos)[place]))
+        return self._read(video, read)
+
+    def close(self) -> None:
+        """Close all files; the reader opens them again when needed."""
+        while self._packs:
+            self._packs.popitem()[1].close()
+
+    def _read(self, video: str, read):
+        position = self.index.position(video)
+        name = self.index.pack[position]
+        try:
+            pack = self._open(name)
+            return read(pack, int(self.index.first_frame[position]), int(self.index.frames[position]))
+        except (StoreError, ValueError) as error:
+            raise StoreError(f"pack {name}, video {video!r}: {error}") from error
+
+    def _open(self, name: str) -> OpenPack:
+        pack = self._packs.get(name)
+        if pack is None:
+            while len(self._packs) >= self.max_open:
+                self._packs.popitem(last=False)[1].close()
+            pack = self._packs[name] = OpenPack(self.store, self.index.pack_row(name))
+        else:
+            self._packs.move_to_end(name)
+        return pack
+
+    @staticmethod
+    def _frame_rows(indices: Sequence[int], first: int, frames: int) -> np.ndarray:
+        rows = np.asarray(indices, np.int64)
+        if rows.size and not 0 <= rows.min() <= rows.max() < frames:
+            raise StoreError(f"frames {rows.min()} to {rows.max()}, expected 0 to {frames - 1}")
+        return rows + first
+
+    def _payloads(self, pack: OpenPack, layout: ArrayLayout, rows: int, chunks: np.ndarray) -> list[np.ndarray]:
+        if not len(chunks):
+            return []
+        counts = self.counts.setdefault(layout.name, ReadCounts())
+        return pack.shard(layout, rows).read(chunks, counts, self.gap)
+
+    def _rows(self, pack: OpenPack, layout: ArrayLayout, rows: int, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop - 1 of a shard whose chunks hold several rows."""
+        count = layout.chunk_rows
+        first = start // count
+        chunks = np.arange(first, -(-stop // count) if stop > start else first)
+        out = np.empty((len(chunks) * count, *layout.row), layout.dtype)
+        for i, payload in enumerate(self._payloads(pack, layout, rows, chunks)):
+            decode_rows(payload, out[i * count:(i + 1) * count])
+        return out[start - first * count:stop - first * count]
+
+    def _stack(self, video: str, array: str, indices: Sequence[int]) -> np.ndarray:
+        def read(pack, first, frames):
+            layout = pack.layouts[array]
+            chunks = self._frame_rows(indices, first, frames)
+            out = np.empty((len(chunks), *layout.row), layout.dtype)
+            for payload, row in zip(self._payloads(pack, layout, pack.row.frames, chunks), out):
+                decode_rows(payload, row)
+            return out
+        return self._read(video, read)

@@ -1,0 +1,39 @@
+"""The index from the packs themselves: what a run publishes, and the way back when an index is lost."""
+
+from pathlib import Path
+
+from shared.store.index import Index
+from shared.store.packs import committed_packs, load_pack
+from shared.store.tables import FailureRow, PackRow, VideoRow
+from shared.store.verify import ROOT, hash_file, read_root, root_rows
+
+
+def build_index(store: Path, known: Index | None = None) -> tuple[list[PackRow], list[VideoRow], list[FailureRow]]:
+    """Rows for `publish` and `write_failures` from the packs on disk; packs that `known` lists are not hashed again.
+
+    A video may stand in two packs, when a second run decoded more of it: the pack that does not list it as a failure
+    wins, then the one with more of its frames. A failure is dropped when the winning pack does not list it. Failures
+    that no pack lists (a video that could not be probed) are not here. Raises StoreError for a damaged pack.
+    """
+    known_packs = set(known.packs) if known else set()
+    packs, best, failed = [], {}, {}
+    for name, path in committed_packs(store).items():
+        row = known.pack_row(name) if name in known_packs else None
+        # A pack that got another clip geometry has another root than the index knows.
+        if row and row.path == path and row.files[ROOT] == hash_file(Path(store) / path / ROOT):
+            videos, failures = root_rows(read_root(Path(store) / path))
+        else:
+            row, videos, failures = load_pack(store, path)
+        packs.append(row)
+        failures = {failure.video: failure for failure in failures}
+        for video in videos:
+            rank = (video.id not in failures, video.frames)
+            if video.id not in best or rank > best[video.id][0]:
+                best[video.id] = rank, video
+        for failure in failures.values():
+            past = failed.get(failure.video)
+            if past is None or failure.attempts >= past.attempts:
+                failed[failure.video] = failure
+    videos = [video for _, video in best.values()]
+    failures = [failure for id, failure in failed.items() if id not in best or not best[id][0][0]]
+    return packs, videos, failures

@@ -1,0 +1,84 @@
+"""Files that appear whole or not at all, JSON that carries its own checksum, and the record that each run leaves."""
+
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+
+from shared.store.chunks import crc32c
+from shared.store.layout import StoreError, crc_text
+
+_TAIL = re.compile(rb',\n "crc32c": "([0-9a-f]{8})"\n}\n')
+_TAIL_SIZE = len(b',\n "crc32c": "00000000"\n}\n')
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """A new file, flushed to disk; its directory is the caller's to flush."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path`: readers see the old bytes or the new ones, also after a crash."""
+    path = Path(path)
+    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        write_synced(hidden, data)
+        os.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
+def json_bytes(document: dict) -> bytes:
+    """JSON text whose last key `crc32c` is the checksum of all bytes before it. Raises ValueError for NaN."""
+    if not document or "crc32c" in document:
+        raise ValueError("expected a non-empty document without the key 'crc32c'")
+    body = json.dumps(document, indent=1, allow_nan=False)[:-2].encode("ascii")
+    return body + b',\n "crc32c": "%s"\n}\n' % crc_text(crc32c(body)).encode()
+
+
+def parse_json(data: bytes, name) -> dict:
+    """What `json_bytes` wrote, without its checksum. Raises StoreError naming `name`."""
+    tail = _TAIL.fullmatch(data[-_TAIL_SIZE:])
+    if not tail or crc_text(crc32c(data[:-_TAIL_SIZE])) != tail[1].decode():
+        raise StoreError(f"{name}: does not match its checksum; it was damaged or edited by hand")
+    document = json.loads(data)
+    del document["crc32c"]
+    return document
+
+
+def write_json_atomic(path: Path, document: dict) -> None:
+    """Replace a JSON file (store.json, a record) atomically, with its checksum as the last key."""
+    write_atomic(path, json_bytes(document))
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json_atomic` wrote. Raises FileNotFoundError, or StoreError when the checksum does not match."""
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def write_record(store: Path, name: str, document: dict) -> Path:
+    """records/<name>.json: what a run did (versions, device, engine, counts, timings in seconds, per worker)."""
+    folder = Path(store) / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    write_json_atomic(path, document)
+    return path
+
+
+def read_records(store: Path) -> dict[str, dict]:
+    """Every run's record by name, in order of their names."""
+    return {path.stem: read_json(path) for path in sorted((Path(store) / "records").glob("[!.]*.json"))}

@@ -1,0 +1,227 @@
+"""Every byte of a pack against its checksums, and every count against every other."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shared.clips import ClipGeometry
+from shared.store.chunks import crc32c, decode_rows, unseal
+from shared.store.layout import (FORMAT, ArrayLayout, StoreError, clip_arrays, crc_text, document_bytes, frame_arrays,
+                                 group_document, pack_groups)
+from shared.store.shards import ShardReader
+from shared.store.tables import FailureRow, PackRow, VideoRow
+
+BLOCK = 8 << 20  # bytes read at once
+ROOT = "zarr.json"
+
+
+def attributes_crc(attributes: dict) -> str:
+    """The checksum that a pack's attributes carry under `crc32c`, over all other keys."""
+    rest = {key: value for key, value in attributes.items() if key != "crc32c"}
+    return crc_text(crc32c(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode("ascii")))
+
+
+def seal_attributes(path: Path, attributes: dict, files: dict[str, tuple[int, int]]) -> dict:
+    """The attributes with what they say of the pack's other files: `files`, `chunks` and their own `crc32c`.
+
+    files: {name: (bytes, CRC-32C)}, without the root's zarr.json.
+    """
+    sealed = {**attributes, "files": {name: list(entry) for name, entry in files.items()},
+              "chunks": payload_crcs(path, files)}
+    return {**sealed, "crc32c": attributes_crc(sealed)}
+
+
+def read_root(path: Path) -> dict:
+    """The attributes of the pack at `path`. Raises StoreError when they are damaged or of another format."""
+    file = Path(path) / ROOT
+    try:
+        attributes = json.loads(file.read_bytes())["attributes"]
+        good = attributes["crc32c"] == attributes_crc(attributes) and attributes["format"] == FORMAT
+    except OSError as error:
+        raise StoreError(f"{file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file}: is no pack's zarr.json of format {FORMAT}: {error}") from error
+    if not good:
+        raise StoreError(f"{file}: the attributes do not match their checksum, or are not of format {FORMAT}")
+    return attributes
+
+
+def root_rows(attributes: dict) -> tuple[list[VideoRow], list[FailureRow]]:
+    """The videos and the failures that a pack's attributes list."""
+    return ([VideoRow.from_document(row) for row in attributes["videos"]],
+            [FailureRow(**row) for row in attributes["failures"]])
+
+
+def files_on_disk(path: Path) -> set[str]:
+    """Every file below `path`, relative to it."""
+    return {os.path.relpath(os.path.join(folder, name), path)
+            for folder, _, names in os.walk(path) for name in names}
+
+
+def hash_file(path: Path) -> tuple[int, int]:
+    """(bytes, CRC-32C) of a file."""
+    size = crc = 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(BLOCK):
+            size, crc = size + len(block), crc32c(block, crc)
+    return size, crc
+
+
+def hash_shard(path: Path, chunks: int, name: str) -> tuple[tuple[int, int], list[str]]:
+    """(bytes, CRC-32C) of a shard file and its problems, every chunk's checksum compared in the same pass."""
+    try:
+        shard = ShardReader(path, chunks)
+    except StoreError as error:
+        return (hash_file(path) if path.exists() else (0, 0)), [str(error)]
+    try:
+        order = np.argsort(shard.offset)
+        starts, stops = shard.offset[order].astype(np.int64), (shard.offset + shard.nbytes)[order].astype(np.int64)
+        if chunks and (starts[0] or stops[-1] != shard.data_size or (starts[1:] != stops[:-1]).any()):
+            return hash_file(path), [f"{name}: its chunks leave gaps or overlap"]
+        crc, problems, at = 0, [], 0
+        while at < chunks:
+            to = max(at + 1, int(np.searchsorted(stops, starts[at] + BLOCK, "right")))
+            block = np.frombuffer(shard.pread(int(starts[at]), int(stops[to - 1])), np.uint8)
+            crc = crc32c(block, crc)
+            for i in range(at, to):
+                try:
+                    unseal(block[starts[i] - starts[at]:stops[i] - starts[at]])
+                except ValueError as error:
+                    problems.append(f"{name}: chunk {order[i]}: {error}")
+            at = to
+        tail = shard.pread(shard.data_size, shard.size)
+        return (shard.size, crc32c(tail, crc)), problems
+    finally:
+        shard.close()
+
+
+def read_whole(path: Path, layout: ArrayLayout, rows: int) -> np.ndarray:
+    """An array that is one chunk. Raises StoreError."""
+    out = np.zeros((max(1, rows), *layout.row), layout.dtype)
+    if rows:
+        try:
+            decode_rows(unseal(np.frombuffer((path / layout.file).read_bytes(), np.uint8)), out)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path / layout.file}: {error}") from error
+    return out[:rows]
+
+
+def payload_crcs(path: Path, files: Iterable[str]) -> dict[str, str]:
+    """{name: the checksum at its end} of the files that are one chunk.
+
+    A file that ends in its own CRC-32C always has the same CRC-32C, whatever it holds, so the list of files alone
+    would not notice two of them changing places.
+    """
+    return {name: (path / name).read_bytes()[-4:][::-1].hex() for name in sorted(files) if name.endswith("/c.0")}
+
+
+def verify_arrays(path: Path, attributes: dict) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Every file below the root's zarr.json: {name: (bytes, CRC-32C)}, and what is wrong with them.
+
+    attributes: frame_size, frames, edges, flow, jpeg_quality, clips and videos, as the root holds them.
+    """
+    files, problems = {}, []
+    frame_size, videos = tuple(attributes["frame_size"]), attributes["videos"]
+    geometries = [ClipGeometry.parse(text) for text in attributes["clips"]]
+    rows = {"frames": attributes["frames"], "videos": len(videos), "bounds": len(videos) + 1}
+    frames = [0, *np.cumsum([video["frames"] for video in videos], dtype=np.int64).tolist()]
+    if frames[-1] != rows["frames"] or [video["first_frame"] for video in videos] != frames[:-1]:
+        problems.append(f"{ROOT}: the videos' frames do not add up to {rows['frames']}")
+
+    def whole(layout, count):
+        try:
+            return read_whole(path, layout, count)
+        except StoreError as error:
+            problems.append(str(error))
+
+    def check(layouts, rows):
+        for layout in layouts:
+            count = rows[layout.length]
+            document(layout.metadata_file, layout.document(count))
+            if count and layout.chunk_rows:
+                files[layout.file], found = hash_shard(path / layout.file, layout.chunks(count), layout.file)
+                problems.extend(found)
+            elif count and (path / layout.file).exists():
+                files[layout.file] = hash_file(path / layout.file)
+                whole(layout, count)
+            elif count:
+                problems.append(f"{layout.file}: is missing")
+
+    def document(name, expected):
+        try:
+            data = (path / name).read_bytes()
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror}")
+            return
+        files[name] = len(data), crc32c(data)
+        if data != document_bytes(expected):
+            problems.append(f"{name}: is not what format {FORMAT} prescribes")
+
+    for group in pack_groups(geometries):
+        document(f"{group}/zarr.json", group_document({}))
+    layouts = frame_arrays(frame_size, attributes["edges"], attributes["flow"], attributes["jpeg_quality"])
+    check(layouts, rows)
+    offset = whole(layouts[-1], rows["bounds"])
+    if offset is not None and offset.tolist() != frames:
+        problems.append("frame_offset: does not agree with the videos' frames")
+    for geometry in geometries:
+        arrays = {layout.name.rpartition("/")[2]: layout for layout in clip_arrays(geometry, frame_size)}
+        bounds = whole(arrays["offset"], rows["bounds"])
+        if bounds is None:
+            continue
+        check(arrays.values(), {**rows, "clips": int(bounds[-1])})
+        start, median = whole(arrays["start"], int(bounds[-1])), whole(arrays["median"], len(videos))
+        if start is not None and median is not None:
+            problems += _clip_problems(geometry, bounds, start, median, np.diff(frames))
+    unlisted = files_on_disk(path) - set(files) - {ROOT}
+    problems += [f"{name}: does not belong to the pack" for name in sorted(unlisted)]
+    return files, problems
+
+
+def _clip_problems(geometry, bounds, start, median, frames) -> Iterator[str]:
+    counts = np.diff(bounds)
+    if bounds[0] or (counts < 0).any():
+        yield f"clips/{geometry}/offset: does not rise from 0"
+        return
+    latest = np.repeat(frames, counts) - geometry.span
+    if (start < 0).any() or (start > latest).any():
+        yield f"clips/{geometry}/start: a clip leaves its video"
+    if (np.isnan(median) != (counts == 0)).any():
+        yield f"clips/{geometry}/median: NaN and videos without clips do not agree"
+
+
+def verify_pack(store: Path, pack: PackRow, videos: Sequence[VideoRow] | None = None) -> list[str]:
+    """What is wrong with a pack: every file against `pack.files`, every chunk, every count; [] when all is well.
+
+    videos: the index's rows of the pack; each must stand in the pack's attributes word for word.
+    """
+    path = Path(store) / pack.path
+    if not path.is_dir():
+        return [f"{pack.path}: is missing"]
+    try:
+        attributes = read_root(path)
+        files, problems = verify_arrays(path, attributes)
+    except StoreError as error:
+        return [f"{pack.path}: {error}"]
+    files[ROOT] = hash_file(path / ROOT)
+    if document_bytes(group_document(attributes)) != (path / ROOT).read_bytes():
+        problems.append(f"{ROOT}: is not written as format {FORMAT} prescribes")
+    for name in sorted(set(files) | set(pack.files)):
+        if name not in files:
+            problems.append(f"{name}: is missing")
+        elif files[name] != pack.files.get(name):
+            problems.append(f"{name}: size or checksum differ from the index")
+    listed = {name: tuple(entry) for name, entry in attributes["files"].items()}
+    if listed != {name: entry for name, entry in files.items() if name != ROOT}:
+        problems.append(f"{ROOT}: lists other files, sizes or checksums than there are")
+    if attributes["chunks"] != payload_crcs(path, set(files) - {ROOT}):
+        problems.append(f"{ROOT}: lists other chunk checksums than there are")
+    if (pack.pack, pack.frames, pack.videos, pack.backend) != (
+            attributes["pack"], attributes["frames"], len(attributes["videos"]), attributes["backend"]):
+        problems.append(f"{ROOT}: name, counts or backend differ from the index")
+    known = {row.id: row for row in root_rows(attributes)[0]}
+    problems += [f"{ROOT}: video {row.id!r} differs from the index" for row in videos or () if known.get(row.id) != row]
+    return [f"{pack.path}/{problem}" for problem in dict.fromkeys(problems)]
