@@ -43,7 +43,7 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
     except Stopped as stop:
         code = _say(f"stopped: {stop}", STOPPED)
     except KeyboardInterrupt as interrupt:
-        code = _say(f"stopped: {interrupt or 'interrupted'}; {resume}", STOPPED)
+        code = _say(f"stopped: {str(interrupt) or 'interrupted'}; {resume}", STOPPED)
     except BrokenPipeError:
         # The reader of our output left (`| head`): point stdout elsewhere so that the interpreter's flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

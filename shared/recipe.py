@@ -21,7 +21,7 @@ from shared.clips import ClipGeometry
 
 @dataclass(frozen=True)
 class Frames:
-    """Stored frame size: the short side in pixels (larger videos shrink, none grows), sides a multiple of `multiple`."""
+    """Stored frame size in pixels: the short side (larger videos shrink, none grows), sides a multiple of `multiple`."""
 
     short_side: int
     multiple: int
@@ -91,7 +91,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how: threads inside a video (0 = one a core), frames a decoding window, seconds between publications."""
+    """Where and how: threads inside a video (0: one a core), frames a decoding window, seconds between publications."""
 
     threads: int
     window: int
@@ -208,11 +208,11 @@ def _check(pipeline: Pipeline) -> None:
         if value < 1:
             raise RequestError(f"{key} is {value}; expected at least 1")
     if r.frames.multiple != 8:
-        raise RequestError(f"frames.multiple is {r.frames.multiple}; the store's map cells are 8x8 pixels, so expected 8")
+        raise RequestError(f"frames.multiple is {r.frames.multiple}; the store's map cells are 8x8 pixels: expected 8")
     if r.frames.short_side < 16:
         raise RequestError(f"frames.short_side is {r.frames.short_side}; TV-L1 needs at least 16")
     if r.motion.border_px < 0 or 2 * r.motion.border_px >= r.frames.short_side:
-        raise RequestError(f"motion.border_px is {r.motion.border_px}; expected 0 to less than half of frames.short_side")
+        raise RequestError(f"motion.border_px is {r.motion.border_px}; expected 0 to under half of frames.short_side")
     if not 1 <= r.packs.jpeg_quality <= 100:
         raise RequestError(f"packs.jpeg_quality is {r.packs.jpeg_quality}; expected 1 to 100")
     if pipeline.run.threads < 0:

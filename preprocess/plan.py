@@ -1,0 +1,222 @@
+"""Catalog + recipe -> packs, their cost, and refusals.
+
+Packs are planned per frame size, greedily in the order of the video ids. The run's record keeps an unfinished plan, so
+a resumed run makes the packs that the interrupted one would have made, and new videos go into new packs.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from preprocess.decode import Probe, VideoError, count_frames, frame_size, probe
+from preprocess.task import Misplanned, PackTask, make_pack
+from shared.catalog import Catalog, Video
+from shared.cli import Progress, RequestError, duration, size
+from shared.recipe import Recipe, Run
+from shared.store.tables import FailureRow
+
+SAMPLE_VIDEOS, SAMPLE_TRIES, SAMPLE_FRAMES = 3, 8, 17   # what the cost is measured on: good videos, of so many tried
+INDEX_BYTES = 600                      # of a video's rows and a record's plan, rounded up
+FILES_PER_PACK = 23
+FREE_MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class PlannedPack:
+    """A pack's name, frame size (H, W), the ids of its videos in order, and the frames that their headers promise."""
+
+    name: str
+    frame_size: tuple[int, int]
+    videos: tuple[str, ...]
+    frames: int
+
+    def to_list(self) -> list:
+        return [self.name, list(self.frame_size), list(self.videos), self.frames]
+
+    @classmethod
+    def from_list(cls, row: list) -> "PlannedPack":
+        return cls(row[0], tuple(row[1]), tuple(row[2]), row[3])
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the packs will take, from a measured sample. Zero where nothing is left to do."""
+
+    frames: float = 0
+    cpu_s: float = 0
+    wall_s: float = 0
+    bytes: float = 0
+    files: int = 0
+
+
+@dataclass
+class Plan:
+    """packs: what to do. failures: videos whose headers already rule them out. probes: by video id."""
+
+    packs: list[PlannedPack] = field(default_factory=list)
+    failures: list[FailureRow] = field(default_factory=list)
+    probes: dict[str, Probe] = field(default_factory=dict)
+
+
+def pack_name(size: tuple[int, int], videos: Iterable[str], attempts: Iterable[int]) -> str:
+    """12 hex digits that follow from what goes into the pack."""
+    text = "\n".join([f"{size[0]}x{size[1]}", *(f"{v}\t{a}" for v, a in zip(videos, attempts))])
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def group_packs(sized: dict[str, tuple[int, tuple[int, int]]], recipe: Recipe,
+                attempts: dict[str, int]) -> list[PlannedPack]:
+    """Greedy packs of one frame size each: up to packs.videos videos or packs.frames frames, whichever comes first.
+
+    sized: video id -> (frames, (H, W)). A longer video is a pack of its own.
+    """
+    packs = []
+
+    def close(shape, ids, frames):
+        name = pack_name(shape, ids, (attempts.get(v, 0) for v in ids))
+        packs.append(PlannedPack(name, shape, tuple(ids), frames))
+
+    for shape in sorted({shape for _, shape in sized.values()}):
+        ids, total = [], 0
+        for video in sorted(v for v, (_, s) in sized.items() if s == shape):
+            frames = sized[video][0]
+            if ids and (len(ids) == recipe.packs.videos or total + frames > recipe.packs.frames):
+                close(shape, ids, total)
+                ids, total = [], 0
+            ids.append(video)
+            total += frames
+        close(shape, ids, total)
+    return packs
+
+
+def make_plan(catalog: Catalog, recipe: Recipe, todo: set[str], unfinished: Iterable[PlannedPack] = (),
+              attempts: dict[str, int] | None = None) -> Plan:
+    """Plan the videos `todo`: first the unfinished packs of earlier runs that still hold, then new packs.
+
+    Probes headers side by side, with progress. A video that cannot be opened becomes a failure of stage `probe`.
+    """
+    attempts = attempts or {}
+    videos = {video.id: video for video in catalog.videos if video.id in todo}
+    plan, left = Plan(), set(videos)
+    for pack in unfinished:
+        if left.issuperset(pack.videos):
+            plan.packs.append(pack)
+            left -= set(pack.videos)
+    sized = {}
+    for video, result in _probe_all(catalog, [videos[v] for v in sorted(left)]):
+        if isinstance(result, VideoError):
+            plan.failures.append(FailureRow(video.id, video.path, result.reason, result.stage,
+                                            attempts.get(video.id, 0) + 1))
+            continue
+        plan.probes[video.id] = result
+        shape = frame_size(result.source_height, result.source_width, recipe.frames.short_side, recipe.frames.multiple)
+        sized[video.id] = (result.frames, shape)
+    plan.packs += group_packs(sized, recipe, attempts)
+    return plan
+
+
+def _probe_all(catalog: Catalog, videos: list[Video]):
+    def one(video: Video):
+        try:
+            return video, probe(catalog.root / video.path)
+        except VideoError as error:
+            return video, error
+
+    progress = Progress("probing", len(videos))
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+        for number, result in enumerate(pool.map(one, videos)):
+            progress.update(number, f"{number:,} of {len(videos):,} videos")
+            yield result
+    progress.close(text=f"{len(videos):,} videos")
+
+
+def tasks_of(packs: Iterable[PlannedPack], catalog: Catalog, store: Path, recipe: Recipe, recipe_hash: str, run: Run,
+             attempts: dict[str, int], kept: dict[str, int]) -> list[PackTask]:
+    """The tasks that make these packs."""
+    videos = {video.id: video for video in catalog.videos}
+    return [PackTask(store, catalog.root, pack.name, pack.frame_size, tuple(videos[v] for v in pack.videos), recipe,
+                     recipe_hash, run, tuple(attempts.get(v, 0) for v in pack.videos),
+                     tuple(kept.get(v, 0) for v in pack.videos)) for pack in packs]
+
+
+def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run: Run) -> Cost:
+    """Time and size of the packs, from really preprocessing the head of a few of their videos into a temporary store.
+
+    The same videos are decoded whole, which corrects the frame counts that headers promise.
+    """
+    if not packs:
+        return Cost()
+    ids = [(pack, video) for pack in packs for video in pack.videos]
+    tries = ids[::max(1, len(ids) // SAMPLE_TRIES)][:SAMPLE_TRIES]
+    videos = {video.id: video for video in catalog.videos}
+    cpu = wall = stored = pixels = 0.0
+    promised = decoded = good = 0
+    warm = False
+    with tempfile.TemporaryDirectory(prefix="motionpack-plan-") as temporary:
+        for number, (pack, video) in enumerate([tries[0], *tries]):
+            task = PackTask(Path(temporary), catalog.root, f"sample{number}", pack.frame_size, (videos[video],), recipe,
+                            "", run, sample_frames=SAMPLE_FRAMES)
+            began_cpu, began = time.process_time(), time.perf_counter()
+            report = make_pack(task)
+            if not report.frames:
+                continue
+            if not warm:   # the first only loads and compiles
+                warm = True
+                continue
+            cpu += time.process_time() - began_cpu
+            wall += time.perf_counter() - began
+            stored += sum(count for count, _ in report.pack.files.values())
+            pixels += report.frames * pack.frame_size[0] * pack.frame_size[1]
+            path = catalog.root / videos[video].path
+            promised += probe(path).frames
+            decoded += count_frames(path)
+            good += 1
+            if good == SAMPLE_VIDEOS:
+                break
+    if not pixels:
+        return Cost()
+    correction = decoded / promised if promised else 1.0
+    area = correction * sum(pack.frames * pack.frame_size[0] * pack.frame_size[1] for pack in packs)
+    frames = correction * sum(pack.frames for pack in packs)
+    files = FILES_PER_PACK + 2 * (recipe.packs.edges + recipe.packs.flow) + 13 * (len(recipe.clips.geometries) - 1)
+    return Cost(frames, area * cpu / pixels, area * wall / pixels,
+                area * stored / pixels + INDEX_BYTES * len(ids), files * len(packs))
+
+
+def refuse_if_too_large(cost: Cost, store: Path) -> None:
+    """Raise RequestError where the packs cannot fit on the store's disk."""
+    parent = next(p for p in (store, *store.parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if cost.bytes * FREE_MARGIN > free:
+        raise RequestError(f"the packs need about {size(cost.bytes)} and {parent} has {size(free)} free; "
+                           f"free some or choose another --store")
+
+
+def describe(plan: Plan, cost: Cost, catalog: Catalog, done: int, backend: str) -> str:
+    """The plan as people read it."""
+    count = sum(len(pack.videos) for pack in plan.packs)
+    shapes = {pack.frame_size for pack in plan.packs}
+    lines = [f"videos   {count:,} to do, {done:,} done, {len(plan.failures):,} unreadable, "
+             f"{len(catalog.absent):,} absent, {catalog.ignored:,} files ignored",
+             f"packs    {len(plan.packs):,} of {len(shapes):,} frame sizes"]
+    if plan.packs:
+        kind = "GPU" if backend == "cuda" else "CPU"
+        lines += [f"frames   {cost.frames:,.0f}",
+                  f"disk     {size(cost.bytes)} in {cost.files:,} files",
+                  f"compute  {cost.cpu_s / 3600:.2f} {kind}-hours with flow on {backend}" if kind == "CPU" else
+                  f"compute  {cost.wall_s / 3600:.2f} GPU-hours with flow on {backend}",
+                  f"time     {duration(cost.wall_s)} on this machine ({os.cpu_count()} cores)"]
+    return "\n".join(lines)
+
+
+def with_corrections(probes: dict[str, Probe],
+                     misplanned: Iterable[Misplanned]) -> dict[str, tuple[int, tuple[int, int]]]:
+    """`sized` for `group_packs` from videos whose headers were wrong: the shape and length that decoding showed."""
+    return {m.video: (max(m.frames, probes[m.video].frames if m.video in probes else 0), m.frame_size)
+            for m in misplanned}

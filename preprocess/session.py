@@ -1,0 +1,257 @@
+"""One run over one store: what is there already, what is to do, what came of it, and the record it leaves."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from preprocess import plan as planning
+from preprocess.plan import Plan, PlannedPack
+from preprocess.task import Misplanned, PackReport
+from shared.catalog import Catalog
+from shared.cli import RequestError
+from shared.recipe import Pipeline, differences, recipe_hash
+from shared.store.index import Index, publish, read_failures, write_failures
+from shared.store.layout import FORMAT
+from shared.store.lock import store_lock
+from shared.store.packs import sweep_partials
+from shared.store.rebuild import build_index
+from shared.store.record import read_json, read_records, write_json_atomic, write_record
+from shared.store.tables import FailureRow, PackRow, VideoRow
+
+PACKAGES = ("motionpack", "numpy", "av", "opencv-contrib-python", "numba", "simplejpeg", "zarr", "cupy-cuda12x",
+            "cupy-cuda13x")
+
+
+class Session:
+    """The state of a store and its catalog. `look` only reads; `open` holds the store's lock until it is left."""
+
+    def __init__(self, store: Path, pipeline: Pipeline, catalog: Catalog):
+        self.store, self.catalog = store, catalog
+        self.packs: dict[str, PackRow] = {}
+        self.videos: dict[str, VideoRow] = {}
+        self.failures: dict[str, FailureRow] = {}
+        self.pipeline, self.classes = self._agree(pipeline)
+        self.catalog = self._relabel(catalog)
+        self.recipe = self.pipeline.recipe
+        self.hash = recipe_hash(self.recipe.to_dict())
+        self.lock = None
+        self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+        self.record = {}
+        self.reports: list[PackReport] = []
+        self.published = time.monotonic()
+        self.started = time.monotonic()
+
+    @classmethod
+    def look(cls, store: Path, pipeline: Pipeline, catalog: Catalog) -> "Session":
+        """The state as the index has it; writes nothing, so packs that a killed run never published are not seen."""
+        session = cls(store, pipeline, catalog)
+        if (store / "current").exists():
+            index = Index.load(store)
+            session.packs = {row.pack: row for row in index.pack_rows()}
+            session.videos = {row.id: row for row in index.rows()}
+            session.failures = {row.video: row for row in read_failures(store)}
+        return session
+
+    @classmethod
+    def open(cls, store: Path, pipeline: Pipeline, catalog: Catalog) -> "Session":
+        """Lock the store and take in what is there, also packs that a killed run finished and never published.
+
+        Raises RequestError where another run is writing, or where the store holds another dataset or recipe.
+        """
+        lock = store_lock(store)
+        lock.__enter__()
+        try:
+            session = cls(store, pipeline, catalog)
+            session.lock = lock
+            sweep_partials(store)
+            known = Index.load(store) if (store / "current").exists() else None
+            packs, videos, failures = build_index(store, known)
+            session.packs = {row.pack: row for row in packs}
+            session.videos = {row.id: row for row in videos}
+            session.failures = {row.video: row for row in failures}
+            for row in read_failures(store):
+                if row.video not in session.videos or row.video in session.failures:
+                    session.failures[row.video] = row
+            return session
+        except BaseException:
+            lock.__exit__(None, None, None)
+            raise
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if not (self.store / "store.json").exists():
+            # Refused before anything was written: leave no trace.
+            (self.store / ".lock").unlink()
+            if not any(self.store.iterdir()):
+                self.store.rmdir()
+        self.lock.__exit__(None, None, None)
+
+    def _agree(self, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
+        """The pipeline and classes as the store has them. Raises RequestError where they cannot agree."""
+        path = self.store / "store.json"
+        if not path.exists():
+            return pipeline, self.catalog.classes
+        stored = read_json(path)
+        if stored.get("format") != FORMAT:
+            raise RequestError(f"{self.store} has format {stored.get('format')!r}; this version writes {FORMAT}")
+        if stored["dataset"] != pipeline.dataset:
+            raise RequestError(f"{self.store} holds the dataset {stored['dataset']!r}, asked was {pipeline.dataset!r}; "
+                               f"choose another --store")
+        recipe = pipeline.recipe
+        geometries = tuple(stored["recipe"]["clips"]["geometries"])
+        if set(recipe.clips.geometries) <= set(geometries):
+            # A geometry that reindex has added since is made for new packs too.
+            recipe = replace(recipe, clips=replace(recipe.clips, geometries=geometries))
+        different = differences(stored["recipe"], recipe.to_dict())
+        if different:
+            added = set(recipe.clips.geometries) - set(geometries)
+            hint = f"; add a geometry with `python -m preprocess.reindex {self.store} --clips {min(added)}`" \
+                if added and len(different) == 1 else ""
+            raise RequestError(f"{self.store} was made with another recipe: {'; '.join(different)}; use the store's "
+                               f"settings or another --store{hint}")
+        classes = tuple(stored["classes"])
+        new = tuple(name for name in self.catalog.classes if name not in classes)
+        return replace(pipeline, recipe=recipe), classes + new
+
+    def _relabel(self, catalog: Catalog) -> Catalog:
+        """Labels as the store numbers them: classes that came later have later numbers."""
+        if self.classes == catalog.classes:
+            return catalog
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        videos = tuple(replace(v, label=numbers.get(v.class_name, -1)) for v in catalog.videos)
+        return replace(catalog, classes=self.classes, videos=videos)
+
+    @property
+    def done(self) -> set[str]:
+        """Ids of the catalog's videos that some pack holds."""
+        return {video.id for video in self.catalog.videos if video.id in self.videos}
+
+    def stale(self) -> int:
+        """How many packed videos the annotations now give another class, group or other splits."""
+        return sum(1 for v in self.catalog.videos if v.id in self.videos and
+                   (v.class_name, v.group, v.splits) != (self.videos[v.id].class_name, self.videos[v.id].group,
+                                                         self.videos[v.id].splits))
+
+    def attempts(self) -> dict[str, int]:
+        return {video: row.attempts for video, row in self.failures.items()}
+
+    def kept(self) -> dict[str, int]:
+        """Frames that a pack already keeps of damaged videos."""
+        return {video: self.videos[video].frames for video in self.failures if video in self.videos}
+
+    def plan(self, retry_failed: bool) -> Plan:
+        """What is to do: videos in no pack, and with retry_failed those of failures.csv as well."""
+        listed = {video.id for video in self.catalog.videos}
+        todo = {v for v in listed if v not in self.videos and v not in self.failures}
+        if retry_failed:
+            todo |= listed & self.failures.keys()
+        unfinished = []
+        for record in read_records(self.store).values():
+            unfinished += [PlannedPack.from_list(row) for row in record.get("plan", ()) if row[0] not in self.packs]
+        retried = self.attempts() if retry_failed else {}
+        plan = planning.make_plan(self.catalog, self.recipe, todo, () if retry_failed else unfinished, retried)
+        plan.failures += [FailureRow(path, path, "the file name is not UTF-8; rename it", "catalog",
+                                     retried.get(path, 0) + 1)
+                          for path in self.catalog.unnamed if retry_failed or path not in self.failures]
+        return plan
+
+    def begin(self, plan: Plan, engine: str) -> None:
+        """Write store.json and the run's record with its plan: from here on the run can be resumed."""
+        write_json_atomic(self.store / "store.json", {
+            "format": FORMAT, "dataset": self.pipeline.dataset, "classes": list(self.classes),
+            "recipe": self.recipe.to_dict(), "recipe_hash": self.hash})
+        self.record = {
+            "status": "running", "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": shlex.join(sys.argv),
+            "versions": versions(), "device": device(self.recipe.flow.backend), "engine": engine,
+            "backend": self.recipe.flow.backend, "recipe_hash": self.hash, "videos_root": str(self.catalog.root),
+            "absent": list(self.catalog.absent), "ignored": self.catalog.ignored,
+            "plan": [pack.to_list() for pack in plan.packs]}
+        write_record(self.store, self.name, self.record)
+        for row in plan.failures:
+            self.failures[row.video] = row
+
+    def replan(self, misplanned: list[Misplanned], plan: Plan) -> list[PlannedPack]:
+        """Packs for the videos whose headers were wrong, with what decoding showed; they join the record's plan."""
+        packs = planning.group_packs(planning.with_corrections(plan.probes, misplanned), self.recipe, self.attempts())
+        self.record["plan"] += [pack.to_list() for pack in packs]
+        write_record(self.store, self.name, self.record)
+        return packs
+
+    def take(self, report: PackReport) -> None:
+        """A task's report becomes part of the state; the index is published now and then."""
+        self.reports.append(report)
+        if report.pack:
+            self.packs[report.pack.pack] = report.pack
+        failed = {row.video: row for row in report.failures}
+        for row in report.videos:
+            self.videos[row.id] = row
+            if row.id not in failed:
+                self.failures.pop(row.id, None)
+        self.failures |= failed
+        if time.monotonic() - self.published > self.pipeline.run.publish_s:
+            self.publish()
+
+    def publish(self) -> None:
+        """Put what is committed in force."""
+        used = {row.pack for row in self.videos.values()}
+        publish(self.store, [row for name, row in self.packs.items() if name in used], list(self.videos.values()))
+        write_failures(self.store, list(self.failures.values()))
+        self.published = time.monotonic()
+
+    def finish(self, status: str) -> None:
+        """Publish, and complete the record: counts, CPU seconds by stage, and what each worker did."""
+        self.publish()
+        wall = time.monotonic() - self.started
+        stages, workers = Counter(), {}
+        for report in self.reports:
+            stages.update(report.seconds)
+            worker = workers.setdefault(report.worker, Counter())
+            worker.update(packs=1, videos=len(report.videos), frames=report.frames, wall_s=report.wall_s)
+        for worker in workers.values():
+            worker["frames_per_s"] = round(worker["frames"] / worker["wall_s"], 2)
+            worker["wall_s"] = round(worker["wall_s"], 2)
+        self.record |= {
+            "status": status, "ended": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "wall_s": round(wall, 2),
+            "counts": self.counts(), "cpu_seconds": {k: round(v, 2) for k, v in sorted(stages.items())},
+            "workers": {name: dict(worker) for name, worker in workers.items()},
+            "tracebacks": [text for report in self.reports for text in report.tracebacks]}
+        write_record(self.store, self.name, self.record)
+
+    def counts(self) -> dict[str, int]:
+        """Of this run and of the whole store."""
+        made = [report for report in self.reports if report.pack]
+        return {"packs": len(made), "videos": sum(len(r.videos) for r in made), "frames": sum(r.frames for r in made),
+                "bytes": sum(count for r in made for count, _ in r.pack.files.values()),
+                "store_videos": len(self.videos), "failures": len(self.failures)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    out = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def device(backend: str) -> dict[str, str | int]:
+    """The machine: processor, cores, memory; with flow on a GPU its name too."""
+    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), platform.machine())
+    out = {"host": platform.node(), "cpu": cpu, "cores": os.cpu_count() or 1,
+           "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)}
+    if backend == "cuda":
+        from preprocess.flow.cuda import device_name
+        out["gpu"] = device_name()
+    return out

@@ -1,0 +1,327 @@
+"""One pack: decode -> flow -> motion -> index -> write. Returns a report.
+
+Stages run side by side in threads and hand windows of frames to one another, so memory holds a few windows whatever the
+length of a video: at 64 frames of 256x344 about 0.5 GB in all, the interpreter and its libraries included.
+"""
+
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from preprocess import flow as optical_flow
+from preprocess.decode import VideoError, open_video
+from shared import motion
+from shared.catalog import Video
+from shared.clips import ClipGeometry, ClipIndexer
+from shared.recipe import Recipe, Run
+from shared.store.packs import PackWriter
+from shared.store.tables import FailureRow, PackRow, VideoRow
+
+MOTION_BATCH = 8  # frames whose flow derivatives stay in the cache together
+
+
+@dataclass(frozen=True)
+class PackTask:
+    """A pack to make: where, of which videos, and how. Small, and the same on every engine.
+
+    sample_frames: stop every video after so many frames (the plan's cost sample); 0 = all.
+    attempts: how often each video has been tried before, in the order of `videos`.
+    kept: good frames that an earlier pack already keeps of a damaged video; the same again is not worth a new pack.
+    """
+
+    store: Path
+    root: Path
+    name: str
+    frame_size: tuple[int, int]
+    videos: tuple[Video, ...]
+    recipe: Recipe
+    recipe_hash: str
+    run: Run
+    attempts: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+    sample_frames: int = 0
+
+
+@dataclass(frozen=True)
+class Misplanned:
+    """A video whose headers were wrong: it does not fit this pack and is planned again with what decoding showed."""
+
+    video: str
+    frames: int
+    frame_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What came of a task. seconds: CPU seconds by stage; wall_s: seconds from start to end."""
+
+    task: PackTask
+    pack: PackRow | None
+    videos: tuple[VideoRow, ...]
+    failures: tuple[FailureRow, ...]
+    misplanned: tuple[Misplanned, ...]
+    frames: int
+    wall_s: float
+    seconds: dict[str, float] = field(default_factory=dict)
+    worker: str = ""
+    tracebacks: tuple[str, ...] = ()
+
+
+class Overflow(Exception):
+    """The video would push the pack past its frame limit."""
+
+
+def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, frames: None) -> PackReport:
+    """Preprocess the task's videos into one pack; a bad video becomes a failure row and never ends the task.
+
+    tell(videos, frames): called with what came to its end since the last call; an engine in this process shows it.
+    Raises OSError where the store cannot be written.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    seconds = {"decode": 0.0, "motion": 0.0}
+    failures, misplanned, tracebacks = [], [], []
+    cv2.setNumThreads(1)
+    with ThreadPoolExecutor(task.run.threads or len(os.sched_getaffinity(0))) as pool:
+        writer = PackWriter(task.store, task.name, task.frame_size,
+                            geometries=[ClipGeometry.parse(g) for g in task.recipe.clips.geometries],
+                            edges=task.recipe.packs.edges, flow=task.recipe.packs.flow,
+                            jpeg_quality=task.recipe.packs.jpeg_quality, executor=pool,
+                            attributes={"backend": task.recipe.flow.backend, "recipe_hash": task.recipe_hash})
+        try:
+            for number, video in enumerate(task.videos):
+                attempts = (task.attempts[number] if task.attempts else 0) + 1
+                kept = task.kept[number] if task.kept else 0
+                try:
+                    outcome = _add_video(task, video, kept, writer, pool, seconds, tell)
+                except VideoError as error:
+                    writer.abort_video()
+                    outcome = FailureRow(video.id, video.path, error.reason, error.stage, attempts)
+                except Overflow:
+                    writer.abort_video()
+                    outcome = Misplanned(video.id, task.recipe.packs.frames + 1, task.frame_size)
+                except OSError:
+                    raise
+                except Exception as error:
+                    writer.abort_video()
+                    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                    tracebacks.append(f"{video.id}\n{traceback.format_exc()}")
+                    outcome = FailureRow(video.id, video.path, reason, "process", attempts)
+                if isinstance(outcome, FailureRow):
+                    failures.append(replace(outcome, attempts=attempts))
+                elif isinstance(outcome, Misplanned):
+                    misplanned.append(outcome)
+                tell(1, 0)
+            frames = writer.frames
+            pack, rows = writer.commit(failures) if writer.videos else (None, [])
+        finally:
+            writer.discard()
+    seconds |= writer.cpu_seconds
+    seconds["flow"] = max(0.0, time.process_time() - cpu - sum(seconds.values()))
+    return PackReport(task, pack, tuple(rows), tuple(failures), tuple(misplanned), frames,
+                      time.perf_counter() - wall, seconds, f"{os.uname().nodename}:{os.getpid()}", tuple(tracebacks))
+
+
+def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool: ThreadPoolExecutor,
+               seconds: dict[str, float], tell: Callable[[int, int], None]) -> FailureRow | Misplanned | None:
+    """Stream one video into the pack. None when all of it is good; else what became of it.
+
+    Raises VideoError when nothing of it can be kept, Overflow when it does not fit the pack.
+    """
+    recipe = task.recipe
+    indexers = {g: ClipIndexer(ClipGeometry.parse(g), recipe.clips.step) for g in recipe.clips.geometries}
+    with open_video(task.root / video.path, short_side=recipe.frames.short_side, multiple=recipe.frames.multiple,
+                    window=task.run.window) as source:
+        if source.frame_size != task.frame_size:
+            return Misplanned(video.id, 0, source.frame_size)
+        decoded = _Decoded(source, task.sample_frames, seconds)
+        frames_before, count = writer.frames, 0
+        writer.begin_video()
+        try:
+            with _prefetch(decoded) as windows, _prefetch(_flows(windows, task, pool)) as flows:
+                for rgb, flow in flows:
+                    count += len(rgb)
+                    if writer.videos and frames_before + count > recipe.packs.frames:
+                        raise Overflow
+                    began = time.thread_time()
+                    arrays = _motion(flow, recipe, indexers)
+                    seconds["motion"] += time.thread_time() - began
+                    writer.append(rgb, **arrays)
+                    tell(0, len(rgb))
+        except _TooShort:
+            pass
+        error, note = decoded.error, source.note
+        span = min(indexer.geometry.span for indexer in indexers.values())
+        if error and count < span:
+            raise VideoError(f"{error.reason}; fewer good frames before it than a clip's {span}" if count else
+                             error.reason, error.stage)
+        if error and count <= kept:
+            raise VideoError(f"{error.reason}; the {kept} good frames before it are kept already", error.stage)
+        if not count:
+            raise VideoError("one frame only: no motion", "decode")
+        if error:
+            note = "; ".join(filter(None, (note, f"ends early: {error.reason}")))
+        row = VideoRow(id=video.id, path=video.path, pack=task.name, first_frame=0, frames=count, label=video.label,
+                       class_name=video.class_name, group=video.group, splits=video.splits, fps=source.fps,
+                       source_height=source.source_height, source_width=source.source_width, note=note)
+    began = time.thread_time()
+    clips = {g: indexer.finish() for g, indexer in indexers.items()}
+    seconds["motion"] += time.thread_time() - began
+    writer.end_video(row, clips)
+    if error:
+        return FailureRow(video.id, video.path, f"{error.reason}; its {count} good frames are kept", error.stage, 0)
+    return None
+
+
+class _TooShort(Exception):
+    """Fewer than two frames: there is no flow."""
+
+
+class _Decoded:
+    """The decoder's windows; an error after good frames ends the iteration and is kept for the end of the video."""
+
+    def __init__(self, source, limit: int, seconds: dict[str, float]):
+        self.source, self.limit, self.seconds = source, limit, seconds
+        self.error: VideoError | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        windows, left = iter(self.source), self.limit or float("inf")
+        while left > 0:
+            began = time.thread_time()
+            try:
+                frames = next(windows, None)
+            except VideoError as error:
+                self.error = error
+                return
+            finally:
+                self.seconds["decode"] += time.thread_time() - began
+            if frames is None:
+                return
+            frames = frames[:int(min(left, len(frames)))]
+            left -= len(frames)
+            yield frames
+
+
+def _flows(windows: Iterable[np.ndarray], task: PackTask, pool: ThreadPoolExecutor):
+    """Pairs (rgb (n,H,W,3) uint8, flow (n,2,H,W) float32): frame t with the flow from t to t+1.
+
+    Windows overlap by the frame that still waits for its successor; the video's last frame repeats the flow before it.
+    n is a multiple of motion.window but at the end. Raises _TooShort for fewer than two frames.
+    """
+    parameters = flow_parameters(task.recipe)
+    block = task.recipe.motion.window
+    rgb = grey = last = None
+    for window in windows:
+        shades = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in window])
+        rgb = window if rgb is None else np.concatenate([rgb, window])
+        grey = shades if grey is None else np.concatenate([grey, shades])
+        count = (len(rgb) - 1) // block * block
+        if count:
+            flow = optical_flow.flow_window(grey[:count + 1], parameters, task.recipe.flow.backend, executor=pool)
+            yield rgb[:count], flow
+            rgb, grey, last = rgb[count:], grey[count:], flow[-1:]
+    if rgb is None or (len(rgb) == 1 and last is None):
+        raise _TooShort
+    tail = [last]
+    if len(rgb) > 1:
+        flow = optical_flow.flow_window(grey, parameters, task.recipe.flow.backend, executor=pool)
+        tail = [flow, flow[-1:]]
+    yield rgb, motion.namespace(tail[0]).concatenate(tail)
+
+
+def flow_parameters(recipe: Recipe) -> optical_flow.TVL1Parameters:
+    """The recipe's preset with its overrides. Raises RequestError for a parameter out of range."""
+    overrides = {key: value for key, value in asdict(recipe.flow).items()
+                 if key not in ("preset", "backend") and value is not None}
+    return optical_flow.parameters(recipe.flow.preset, **overrides)
+
+
+def _motion(flow, recipe: Recipe, indexers: dict[str, ClipIndexer]) -> dict[str, np.ndarray]:
+    """The stored arrays of these frames on the host, and the indexers fed.
+
+    flow: (n, 2, H, W) float32, numpy or CuPy.   Returns st_motion (n, h, w), t_motion (n,), and edges and flow
+    (n, 2, H/2, W/2) where the recipe stores them; float32.
+    """
+    settings, border = recipe.motion, recipe.motion.border_px
+    step = -(-MOTION_BATCH // settings.window) * settings.window
+    parts = []
+    for at in range(0, len(flow), step):
+        batch = flow[at:at + step]
+        maps = motion.motion_map(batch, settings.derivative, settings.combine, settings.window)
+        cells = motion.pool(maps)
+        if border % motion.CELL == 0:
+            bordered = motion.zero_border(cells, border // motion.CELL)
+        else:
+            bordered = motion.pool(motion.zero_border(maps, border))
+        part = {"st_motion": cells, "bordered": bordered}
+        if recipe.packs.edges:
+            part["edges"] = motion.pool(motion.edges(batch, settings.derivative), 2)
+        if recipe.packs.flow:
+            part["flow"] = motion.pool(batch, 2)
+        parts.append({key: motion.to_host(value) for key, value in part.items()})
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    bordered = arrays.pop("bordered")
+    arrays["t_motion"] = motion.t_motion(bordered)
+    for indexer in indexers.values():
+        indexer.append(bordered, arrays["t_motion"])
+    return arrays
+
+
+class _prefetch:
+    """Runs an iterable in a thread, one item ahead: `with _prefetch(items) as items: for item in items`.
+
+    Leaving the block early ends the thread; the iterable's exceptions surface in the consumer.
+    """
+
+    END = object()
+
+    def __init__(self, items: Iterable, depth: int = 1):
+        self.items, self.queue, self.stop = items, queue.Queue(depth), threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _put(self, item) -> bool:
+        while not self.stop.is_set():
+            try:
+                self.queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _run(self) -> None:
+        try:
+            for item in self.items:
+                if not self._put((item, None)):
+                    return
+        except BaseException as error:
+            self._put((None, error))
+        else:
+            self._put((self.END, None))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __iter__(self) -> Iterator:
+        while not self.stop.is_set():
+            try:
+                item, error = self.queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            if item is self.END:
+                return
+            yield item
+
+    def __exit__(self, *exception) -> None:
+        self.stop.set()
+        self.thread.join()

@@ -1,0 +1,85 @@
+"""Packs are planned deterministically and within their limits."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preprocess import plan as planning
+from preprocess.decode import Probe
+from preprocess.plan import Cost, PlannedPack
+from preprocess.task import Misplanned
+from shared.catalog import open_catalog
+from shared.cli import RequestError
+from shared.recipe import load_pipeline
+
+RECIPE = load_pipeline("folder").recipe
+
+
+def with_packs(videos, frames):
+    return replace(RECIPE, packs=replace(RECIPE.packs, videos=videos, frames=frames))
+
+
+@given(lengths=st.dictionaries(st.text("abcdef/_.0", min_size=1, max_size=6),
+                               st.tuples(st.integers(1, 90), st.sampled_from([(64, 80), (128, 176)])), max_size=40),
+       videos=st.integers(1, 6), frames=st.integers(20, 120))
+def test_packs_hold_every_video_once_and_keep_their_limits(lengths, videos, frames):
+    packs = planning.group_packs(lengths, with_packs(videos, frames), {})
+    planned = [v for pack in packs for v in pack.videos]
+    assert sorted(planned) == sorted(lengths)
+    for pack in packs:
+        assert {lengths[v][1] for v in pack.videos} == {pack.frame_size}
+        assert pack.frames == sum(lengths[v][0] for v in pack.videos)
+        assert len(pack.videos) == 1 or (len(pack.videos) <= videos and pack.frames <= frames)
+        assert list(pack.videos) == sorted(pack.videos)
+    shuffled = dict(sorted(lengths.items(), key=lambda item: hash(item[0])))
+    assert planning.group_packs(shuffled, with_packs(videos, frames), {}) == packs
+    assert len({pack.name for pack in packs}) == len(packs)
+
+
+def test_a_retried_video_gets_a_pack_of_another_name():
+    sized = {"a": (10, (64, 80))}
+    assert planning.group_packs(sized, RECIPE, {})[0].name != planning.group_packs(sized, RECIPE, {"a": 1})[0].name
+
+
+def test_a_planned_pack_survives_its_record():
+    pack = PlannedPack("0123", (64, 80), ("a", "b"), 7)
+    assert PlannedPack.from_list(pack.to_list()) == pack
+
+
+def test_unfinished_packs_come_first_and_only_while_they_hold(small_videos):
+    catalog = open_catalog("folder", small_videos)
+    ids = [video.id for video in catalog.videos]
+    earlier = PlannedPack("earlier", (64, 80), tuple(ids[3:5]), 80)
+    plan = planning.make_plan(catalog, RECIPE, set(ids), [earlier])
+    assert plan.packs[0] == earlier
+    assert sorted(v for pack in plan.packs for v in pack.videos) == ids
+    plan = planning.make_plan(catalog, RECIPE, set(ids) - {ids[3]}, [earlier])
+    assert earlier not in plan.packs and ids[3] not in [v for pack in plan.packs for v in pack.videos]
+
+
+def test_wrong_headers_are_planned_again_with_what_decoding_showed():
+    probes = {"a": Probe(30, 1.0, 30.0, 64, 80), "b": Probe(40, 1.0, 30.0, 64, 80)}
+    sized = planning.with_corrections(probes, [Misplanned("a", 0, (80, 64)), Misplanned("b", 101, (64, 80)),
+                                               Misplanned("c", 0, (64, 80))])
+    assert sized == {"a": (30, (80, 64)), "b": (101, (64, 80)), "c": (0, (64, 80))}
+    packs = planning.group_packs(sized, with_packs(64, 100), {})
+    assert [pack.videos for pack in packs] == [("b",), ("c",), ("a",)]
+
+
+def test_what_cannot_fit_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="the packs need about 1000000.00 TB .* free some or choose another --store"):
+        planning.refuse_if_too_large(Cost(bytes=1e18), tmp_path / "not" / "there")
+    planning.refuse_if_too_large(Cost(bytes=10), tmp_path)
+
+
+def test_the_sample_measures_real_packs(small_videos):
+    catalog = open_catalog("folder", small_videos)
+    pipeline = load_pipeline("folder", settings=["flow.backend=opencv"])
+    plan = planning.make_plan(catalog, pipeline.recipe, {v.id for v in catalog.videos})
+    cost = planning.measure_cost(plan.packs, catalog, pipeline.recipe, pipeline.run)
+    assert cost.frames == 12 * 40
+    assert cost.cpu_s > 0 and cost.wall_s > 0
+    assert 12 * 40 * 200 < cost.bytes < 12 * 40 * 10_000
+    assert cost.files == 23

@@ -1,0 +1,347 @@
+"""The whole command on real files: resume, failures, refusals, faults."""
+
+import csv
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from preprocess import check, plan, reindex, run
+from preprocess.decode import probe
+from shared.cli import RequestError
+from shared.store.index import Index, read_failures
+from shared.store.reader import StoreReader
+from shared.store.record import read_json, read_records
+
+SMALL = ["--set", "packs.videos=4", "--set", "threads=2"]
+
+
+def preprocess(videos, store, *more):
+    """Exit code of the command run in this process."""
+    return run.main(["--dataset", "folder", "--videos", str(videos), "--store", str(store), *SMALL, *more])
+
+
+def start(videos, store, *more):
+    command = [sys.executable, "-m", "preprocess.run", "--dataset", "folder", "--videos", str(videos), "--store",
+               str(store), *SMALL, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def arrays(store):
+    """Every array file of every pack, by its path in the store."""
+    return {file.relative_to(store).as_posix(): file.read_bytes() for file in sorted(Path(store).glob("packs/*/*/**/*"))
+            if file.is_file() and file.name != "zarr.json"}
+
+
+def check_passes(store):
+    assert check.main([str(store)]) == 0
+
+
+@pytest.fixture(scope="session")
+def finished(small_videos, tmp_path_factory):
+    """An uninterrupted store of the twelve small videos: three packs of four."""
+    store = tmp_path_factory.mktemp("finished") / "store"
+    assert preprocess(small_videos, store, "--annotations", str(small_videos / "annotations.csv")) == 0
+    return store
+
+
+def test_every_video_is_packed_and_verified(finished, small_videos):
+    index = Index.load(finished)
+    with open(small_videos / "annotations.csv", newline="") as file:
+        annotated = {row["path"]: row for row in csv.DictReader(file)}
+    assert sorted(index.id) == sorted(annotated)
+    assert len(index.packs) == 3 and set(index.frames.tolist()) == {40}
+    for row in index.rows():
+        assert row.class_name == annotated[row.path]["label"] and ";".join(row.splits) == annotated[row.path]["split"]
+        assert (row.source_height, row.source_width) == (64, 80)
+    assert read_failures(finished) == []
+    check_passes(finished)
+    record = list(read_records(finished).values())[0]
+    assert record["status"] == "done" and record["backend"] in ("cpu", "cuda")
+    assert record["counts"]["videos"] == 12 and record["counts"]["frames"] == 480
+    assert set(record["cpu_seconds"]) == {"decode", "flow", "motion", "encode", "write", "verify"}
+    document = read_json(finished / "store.json")
+    assert document["format"] == 1 and document["recipe"]["flow"]["zoom"] == 0.5
+
+
+def test_running_again_does_nothing(finished, small_videos, capsys):
+    before = arrays(finished)
+    assert preprocess(small_videos, finished, "--annotations", str(small_videos / "annotations.csv")) == 0
+    assert "0 to do, 12 done" in capsys.readouterr().out
+    assert arrays(finished) == before
+
+
+def test_plan_is_deterministic_and_writes_nothing(small_videos, tmp_path, capsys):
+    plans = []
+    for _ in range(2):
+        assert preprocess(small_videos, tmp_path / "store", "--plan") == 0
+        plans.append(re.findall(r"pack \w+ .*", capsys.readouterr().out))
+    assert plans[0] == plans[1] and len(plans[0]) == 3
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(finished, small_videos, tmp_path):
+    kill_and_resume(finished, small_videos, tmp_path / "store", kills=3)
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing(finished, small_videos, tmp_path):
+    kill_and_resume(finished, small_videos, tmp_path / "store", kills=20)
+
+
+def kill_and_resume(finished, videos, store, kills):
+    """kill -9 at random moments until so many kills hit a run at work, then let it end; compare with `finished`."""
+    rng, done = random.Random(kills), 0
+    options = ("--annotations", str(videos / "annotations.csv"))
+    while done < kills:
+        process = start(videos, store, *options)
+        began = time.monotonic()
+        while not (store / "store.json").exists() and process.poll() is None and time.monotonic() - began < 60:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 3))
+        if process.poll() is not None:
+            process.communicate()
+            shutil.rmtree(store)           # it ended before the kill: start over with an empty store
+            continue
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done += 1
+        # Whatever a reader can see at this moment is whole.
+        if (store / "current").exists():
+            reader = StoreReader(store)
+            for row in reader.index.rows():
+                assert len(reader.frames(row.id, range(row.frames))) == 40
+        for root in store.glob("packs/*/[!.]*/zarr.json"):
+            assert np.asarray(zarr.open_group(root.parent, mode="r")["rgb"][:]).any(axis=(1, 2, 3)).all()
+    process = start(videos, store, *options)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert arrays(store) == arrays(finished)
+    assert Index.load(store).id == Index.load(finished).id
+    check_passes(store)
+    assert not list(store.glob("packs/*/.*"))
+
+
+@pytest.mark.parametrize("number, name", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_stops_cleanly_and_says_how_to_go_on(small_videos, tmp_path, number, name):
+    store = tmp_path / "store"
+    process = start(small_videos, store, "--flow", "opencv", "--set", "preset=reference")
+    while not (store / "store.json").exists() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert err.splitlines()[-1] == f"stopped: {name}; run the same command again to go on"
+    assert "Traceback" not in err
+    assert list(read_records(store).values())[0]["status"] == "stopped"
+    assert not list(store.glob("packs/*/.*"))
+    check_passes(store)
+
+
+def test_two_runs_on_one_store_the_second_stops(small_videos, tmp_path):
+    store = tmp_path / "store"
+    first = start(small_videos, store, "--flow", "opencv", "--set", "preset=reference")
+    try:
+        while not (store / "store.json").exists() and first.poll() is None:
+            time.sleep(0.02)
+        second = start(small_videos, store)
+        out, err = second.communicate(timeout=120)
+        assert second.returncode == 2 and len(err.splitlines()) == 1
+        assert f"another run is writing {store}" in err
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_bad_videos_are_rows_and_never_end_a_run(small_videos, tmp_path, capsys):
+    videos, store = tmp_path / "videos", tmp_path / "store"
+    shutil.copytree(small_videos, videos, ignore=shutil.ignore_patterns("*.npz", "*.csv", "*.json"))
+    good = sorted(videos.glob("*/*.mp4"))
+    (videos / "a_empty.mp4").write_bytes(b"")
+    (videos / "b_text.avi").write_text("this is no video\n" * 40)
+    cut = good[0].with_name("cut.mp4")
+    cut.write_bytes(good[0].read_bytes()[:600])
+    (videos / "notes.txt").write_text("no video by ending")
+    shutil.copy(good[0], os.fsencode(videos) + b"/latin\xe9.mp4")
+    assert preprocess(videos, store) == 1
+    out = capsys.readouterr().out
+    assert "4 failures" in out and "1 files ignored" in out
+    failures = {row.video: row for row in read_failures(store)}
+    assert sorted(failures) == sorted(["a_empty.mp4", "b_text.avi", r"latin\xe9.mp4", cut.relative_to(videos).as_posix()])
+    assert "not UTF-8" in failures[r"latin\xe9.mp4"].reason
+    assert all(row.reason and row.attempts == 1 and str(videos) not in row.reason for row in failures.values())
+    assert len(Index.load(store)) == 12
+    check_passes(store)
+
+    # Again: nothing new, still exit 1. Repaired and retried: a new pack, and the rows go.
+    assert preprocess(videos, store) == 1
+    shutil.copy(good[1], videos / "a_empty.mp4")
+    assert preprocess(videos, store, "--retry-failed") == 1
+    failures = {row.video: row for row in read_failures(store)}
+    assert "a_empty.mp4" not in failures and {row.attempts for row in failures.values()} == {2}
+    assert "a_empty.mp4" in Index.load(store)
+    check_passes(store)
+
+
+def test_new_videos_go_into_new_packs(finished, small_videos, tmp_path):
+    videos, store = tmp_path / "videos", tmp_path / "store"
+    shutil.copytree(small_videos, videos, ignore=shutil.ignore_patterns("*.npz", "*.csv", "*.json"))
+    late = videos / "aardvark"
+    late.mkdir()
+    assert preprocess(videos, store) == 0
+    before, labels = arrays(store), {row.id: row.label for row in Index.load(store).rows()}
+    assert before == arrays(finished)
+    shutil.copy(sorted(videos.glob("*/*.mp4"))[0], late / "new.mp4")
+    assert preprocess(videos, store) == 0
+    after, index = arrays(store), Index.load(store)
+    assert before.items() <= after.items() and len(index.packs) == 4 and len(index) == 13
+    # A class that sorts before the others gets a later label, so that the packed labels stay true.
+    assert {row.id: row.label for row in index.rows() if row.id in labels} == labels
+    assert index.row("aardvark/new.mp4").label == len(set(labels.values()))
+    assert read_json(store / "store.json")["classes"][-1] == "aardvark"
+    check_passes(store)
+
+
+def test_another_recipe_is_refused_with_the_keys_named(finished, small_videos):
+    with pytest.raises(RequestError, match=r"another recipe: clips.step: stored 4, asked 8; motion.border_px: stored 8, "
+                                           r"asked 0;"):
+        preprocess(small_videos, finished, "--set", "step=8", "--set", "border_px=0")
+    with pytest.raises(RequestError, match="preprocess.reindex .* --clips 8x8"):
+        preprocess(small_videos, finished, "--set", "geometries=16x2,8x8")
+    with pytest.raises(RequestError, match="flow.backend: stored '.*', asked 'opencv'"):
+        preprocess(small_videos, finished, "--flow", "opencv")
+
+
+def test_headers_that_lie_are_planned_again(finished, small_videos, tmp_path, monkeypatch):
+    lies = {"frames": 0}
+
+    def lying(path):
+        from dataclasses import replace
+        true = probe(path)
+        lies["frames"] += 1
+        return replace(true, frames=5, source_height=80, source_width=64) if "circle" in path.name else true
+
+    monkeypatch.setattr(plan, "probe", lying)
+    assert preprocess(small_videos, tmp_path / "store") == 0
+    index = Index.load(tmp_path / "store")
+    assert index.id == Index.load(finished).id and set(index.frames.tolist()) == {40}
+    assert {path for path in os.listdir(tmp_path / "store/packs") if os.listdir(tmp_path / "store/packs" / path)} == \
+        {"64x80"}
+    check_passes(tmp_path / "store")
+
+
+def test_packs_keep_their_frame_limit_when_headers_lie(small_videos, tmp_path, monkeypatch):
+    from dataclasses import replace
+    monkeypatch.setattr(plan, "probe", lambda path: replace(probe(path), frames=1))
+    assert preprocess(small_videos, tmp_path / "store", "--set", "packs.frames=100") == 0
+    index = Index.load(tmp_path / "store")
+    assert len(index) == 12 and max(row.frames for row in index.pack_rows()) <= 100
+    check_passes(tmp_path / "store")
+
+
+def test_reindex_adds_what_a_run_would_have_stored(finished, small_videos, tmp_path):
+    store, both = tmp_path / "store", tmp_path / "both"
+    shutil.copytree(finished, store)
+    before = arrays(store)
+    assert reindex.main([str(store), "--clips", "4x3"]) == 0
+    check_passes(store)
+    assert before.items() <= arrays(store).items()
+    assert preprocess(small_videos, both, "--set", "geometries=16x2,4x3") == 0
+    one, two = StoreReader(store), StoreReader(both)
+    same = total = 0
+    for video in one.index.id:
+        a, b = one.clips(video, "4x3"), two.clips(video, "4x3")
+        np.testing.assert_array_equal(a.start, b.start)
+        np.testing.assert_array_equal(a.score, b.score)
+        np.testing.assert_allclose(a.s_p90, b.s_p90, rtol=2e-3, atol=1e-6)
+        assert a.median == b.median
+        same += (np.unpackbits(a.hot_mask) == np.unpackbits(b.hot_mask)).sum()
+        total += a.hot_mask.size * 8
+    assert same / total > 0.995                       # float16 moves a few cells across the threshold
+    assert reindex.main([str(store), "--clips", "4x3"]) == 0
+    assert preprocess(small_videos, store) == 0       # the store's geometries go on
+    with pytest.raises(RequestError, match="expected LxS"):
+        reindex.main([str(store), "--clips", "4by3"])
+
+
+def test_a_reindex_that_dies_before_it_publishes_is_taken_up(finished, small_videos, tmp_path, monkeypatch):
+    def die(*args):
+        raise KeyboardInterrupt
+
+    for repair in (lambda store: preprocess(small_videos, store), lambda store: reindex.main([str(store), "--clips", "4x3"])):
+        store = tmp_path / "store"
+        shutil.copytree(finished, store)
+        with monkeypatch.context() as patch:
+            patch.setattr(reindex, "publish", die)
+            with pytest.raises(KeyboardInterrupt):
+                reindex.main([str(store), "--clips", "4x3"])
+        assert check.main([str(store)]) == 1
+        assert repair(store) == 0
+        check_passes(store)
+        assert len(StoreReader(store).clips(Index.load(store).id[0], "4x3").start) == 8
+        shutil.rmtree(store)
+
+
+def test_a_lost_index_is_rebuilt_from_the_packs(finished, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(finished, store)
+    shutil.rmtree(store / "index")
+    (store / "current").unlink()
+    assert reindex.main([str(store)]) == 0
+    assert Index.load(store).rows() == Index.load(finished).rows()
+    check_passes(store)
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--dataset", "foldr"], "dataset 'foldr' is unknown; did you mean 'folder'?"),
+    (["--dataset", "folder", "--videos", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
+    (["--dataset", "folder", "--videos", ".", "--set", "stp=1"], "--set 'stp' is no setting; did you mean 'step'?"),
+    (["--dataset", "folder", "--videos", ".", "--set", "warps=0"], "warps"),
+])
+def test_a_wrong_request_is_one_line_and_exit_2(more, message, tmp_path):
+    result = subprocess.run([sys.executable, "-m", "preprocess.run", "--store", str(tmp_path / "store"), *more],
+                            capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_full_disk_stops_with_exit_3(small_videos, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2400k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        (disk / "ballast").write_bytes(b"x" * 1_500_000)
+        # The plan would refuse a disk this small: shrink what is free only once the run is under way.
+        (disk / "ballast").unlink()
+        process = start(small_videos, disk / "store")
+        while not (disk / "store/store.json").exists() and process.poll() is None:
+            time.sleep(0.005)
+        with open(disk / "ballast", "wb") as file:
+            try:
+                while file.write(b"x" * 65536):
+                    file.flush()
+            except OSError:
+                pass
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 3, (out, err)
+        assert "no space left" in err.splitlines()[-1] and "run the same command again" in err
+        assert "Traceback" not in err
+        (disk / "ballast").unlink()
+        again = start(small_videos, disk / "store")
+        out, err = again.communicate(timeout=120)
+        assert again.returncode == 0, err
+        check_passes(disk / "store")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,156 @@
+"""One pack against the slow, obvious version: decode everything, cv2 flow, loops over frames and clips."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import zarr
+
+from preprocess.decode import open_video
+from preprocess.run import resolve
+from preprocess.task import PackTask, make_pack
+from shared.catalog import open_catalog
+from shared.recipe import load_pipeline
+from shared.store import codecs  # noqa: F401  registers motionpack.jpeg with zarr
+
+
+def task_for(root, store, videos, settings=(), **changes):
+    pipeline = resolve(load_pipeline("folder", settings=["flow.backend=opencv", "scales=2", "warps=2", *settings]))
+    catalog = open_catalog("folder", root)
+    task = PackTask(store, root, "pack", (64, 80), tuple(catalog.videos[:videos]), pipeline.recipe, "hash",
+                    replace(pipeline.run, threads=2))
+    return replace(task, **changes)
+
+
+def slow_flow(frames, flow):
+    """cv2's TV-L1 pair by pair; the last frame repeats the flow before it. (T, 2, H, W)"""
+    tvl1 = cv2.optflow.DualTVL1OpticalFlow_create(
+        tau=flow.tau, lambda_=flow.lambda_, theta=flow.theta, nscales=flow.scales, warps=flow.warps, epsilon=0.0,
+        innnerIterations=flow.iterations, outerIterations=1, scaleStep=flow.zoom, gamma=0, medianFiltering=flow.median,
+        useInitialFlow=False)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    flows = [tvl1.calc(a, b, None).transpose(2, 0, 1) for a, b in zip(grey, grey[1:])]
+    return np.stack([*flows, flows[-1]]).astype(np.float64)
+
+
+def slow_index(flow, border=8, length=16, stride=2, step=4):
+    """Equations 1 and 2 and section 3.2 in float64 loops."""
+    maps = np.stack([np.sqrt(sum(d ** 2 for c in f for d in np.gradient(c))) for f in flow])
+    bordered = maps.copy()
+    bordered[:, :border] = bordered[:, -border:] = bordered[:, :, :border] = bordered[:, :, -border:] = 0
+
+    def cells(m):
+        return m.reshape(len(m), m.shape[1] // 8, 8, m.shape[2] // 8, 8).mean((2, 4))
+
+    t_motion, clips = bordered.mean((1, 2)), []
+    for start in range(0, len(flow) - (length - 1) * stride, step):
+        sampled = slice(start, start + (length - 1) * stride + 1, stride)
+        s_map = cells(bordered[sampled]).mean(0)
+        clips.append((start, t_motion[sampled].mean(), np.percentile(s_map, 90), s_map))
+    return cells(maps), t_motion, clips
+
+
+@pytest.mark.parametrize("window", [64, 7])
+def test_a_pack_equals_the_slow_version(small_videos, tmp_path, window):
+    task = task_for(small_videos, tmp_path, 2)
+    task = replace(task, run=replace(task.run, window=window))
+    report = make_pack(task)
+    assert not report.failures and not report.misplanned and report.frames == 80
+    pack = zarr.open_group(tmp_path / report.pack.path, mode="r")
+    for number, video in enumerate(task.videos):
+        with open_video(small_videos / video.path) as source:
+            frames = np.concatenate(list(source))
+        st_motion, t_motion, clips = slow_index(slow_flow(frames, task.recipe.flow))
+        here = slice(40 * number, 40 * number + 40)
+        assert np.abs(pack["rgb"][here].astype(int) - frames).mean() < 4          # JPEG
+        np.testing.assert_allclose(pack["st_motion"][here], st_motion, rtol=2e-3, atol=2e-5)
+        np.testing.assert_allclose(pack["t_motion"][here], t_motion, rtol=1e-4)
+        a, b = pack["clips/16x2/offset"][number:number + 2]
+        np.testing.assert_array_equal(pack["clips/16x2/start"][a:b], [clip[0] for clip in clips])
+        np.testing.assert_allclose(pack["clips/16x2/score"][a:b], [clip[1] for clip in clips], rtol=1e-4)
+        np.testing.assert_allclose(pack["clips/16x2/s_p90"][a:b], [clip[2] for clip in clips], rtol=1e-4)
+        assert pack["clips/16x2/median"][number] == np.median(pack["clips/16x2/score"][a:b])
+        for bits, (_, _, p90, s_map) in zip(pack["clips/16x2/hot_mask"][a:b], clips):
+            mask = np.unpackbits(bits, count=80).reshape(8, 10).astype(bool)
+            clear = np.abs(s_map - p90) > 1e-5
+            np.testing.assert_array_equal(mask[clear], (s_map > p90)[clear])
+
+
+def test_the_decoding_window_changes_nothing(small_videos, tmp_path):
+    """Also with derivatives averaged over blocks of frames, and for edges and flow."""
+    files = []
+    for window in (64, 9, 1):
+        task = task_for(small_videos, tmp_path / str(window), 2,
+                        ["motion.window=3", "edges=true", "packs.flow=true", "geometries=16x2,8x1"])
+        report = make_pack(replace(task, run=replace(task.run, window=window)))
+        files.append({name: entry for name, entry in report.pack.files.items()})
+        assert report.frames == 80
+    assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("border", [0, 3])
+def test_the_border_is_zeroed_at_pixel_level(small_videos, tmp_path, border):
+    task = task_for(small_videos, tmp_path, 1, [f"border_px={border}"])
+    pack = zarr.open_group(tmp_path / make_pack(task).pack.path, mode="r")
+    with open_video(small_videos / task.videos[0].path) as source:
+        flow = slow_flow(np.concatenate(list(source)), task.recipe.flow)
+    t_motion = slow_index(flow)[1]
+    maps = np.stack([np.sqrt(sum(d ** 2 for c in f for d in np.gradient(c))) for f in flow])
+    if border:
+        maps[:, :border] = maps[:, -border:] = maps[:, :, :border] = maps[:, :, -border:] = 0
+    np.testing.assert_allclose(pack["t_motion"][:], maps.mean((1, 2)), rtol=1e-4)
+    assert not np.allclose(pack["t_motion"][:], t_motion, rtol=1e-3)
+
+
+def test_edges_and_flow_are_what_the_format_says(small_videos, tmp_path):
+    task = task_for(small_videos, tmp_path, 1, ["edges=true", "packs.flow=true"])
+    pack = zarr.open_group(tmp_path / make_pack(task).pack.path, mode="r")
+    with open_video(small_videos / task.videos[0].path) as source:
+        flow = slow_flow(np.concatenate(list(source)), task.recipe.flow)
+
+    def halved(x):
+        return x.reshape(*x.shape[:2], 32, 2, 40, 2).mean((3, 5))
+
+    np.testing.assert_allclose(pack["flow"][:], halved(flow), rtol=2e-3, atol=2e-3)
+    magnitude = np.stack([[np.sqrt(sum(d ** 2 for d in np.gradient(c))) for c in f] for f in flow])
+    expected = np.clip(halved(magnitude), 0, 10)
+    value = 10 * (pack["edges"][:] / 255.0) ** 2
+    np.testing.assert_allclose(np.sqrt(value), np.sqrt(expected), atol=np.sqrt(10) / 255)
+
+
+def test_a_video_of_another_size_or_too_long_is_given_back(small_videos, tmp_path):
+    report = make_pack(task_for(small_videos, tmp_path / "a", 2, frame_size=(80, 64)))
+    assert report.pack is None and [m.frame_size for m in report.misplanned] == [(64, 80)] * 2
+    report = make_pack(task_for(small_videos, tmp_path / "b", 3, ["packs.frames=90"]))
+    assert len(report.videos) == 2 and [m.frames for m in report.misplanned] == [91]
+    assert not list(Path(tmp_path).glob("*/packs/*/.*"))
+
+
+def test_a_long_first_video_is_a_pack_of_its_own(small_videos, tmp_path):
+    report = make_pack(task_for(small_videos, tmp_path, 2, ["packs.frames=10"]))
+    assert len(report.videos) == 1 and report.frames == 40 and len(report.misplanned) == 1
+
+
+def test_a_damaged_video_keeps_its_good_frames_or_says_why_not(data_root, tmp_path):
+    """derived_truncated60pct.avi and its like: rows in failures, packs without holes."""
+    root = data_root / "odd"
+    pipeline = resolve(load_pipeline("folder", settings=["flow.backend=opencv", "scales=1", "warps=1", "iterations=2"]))
+    videos = [v for v in open_catalog("folder", root).videos if "truncated" in v.id or "corrupted" in v.id]
+    assert len(videos) >= 3
+    for video in videos:
+        try:
+            with open_video(root / video.path) as source:
+                size = source.frame_size
+        except Exception:
+            continue
+        task = PackTask(tmp_path / video.id, root, "pack", size, (video,), pipeline.recipe, "hash", pipeline.run)
+        report = make_pack(task)
+        assert report.pack or report.failures
+        if report.failures and report.pack:
+            assert report.videos[0].note.startswith("ends early") and "are kept" in report.failures[0].reason
+            again = make_pack(replace(task, name="again", kept=(report.frames,)))
+            assert again.pack is None and "kept already" in again.failures[0].reason
+        elif report.failures:
+            assert "fewer good frames" in report.failures[0].reason or "no frame" in report.failures[0].reason
