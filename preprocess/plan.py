@@ -109,22 +109,24 @@ def make_plan(catalog: Catalog, recipe: Recipe, todo: set[str], unfinished: Iter
             plan.packs.append(pack)
             left -= set(pack.videos)
     sized = {}
-    for video, result in _probe_all(catalog, [videos[v] for v in sorted(left)]):
+    for video, result in _probe_all(catalog, [videos[v] for v in sorted(left)], recipe):
         if isinstance(result, VideoError):
             plan.failures.append(FailureRow(video.id, video.path, result.reason, result.stage,
                                             attempts.get(video.id, 0) + 1))
-            continue
-        plan.probes[video.id] = result
-        shape = frame_size(result.source_height, result.source_width, recipe.frames.short_side, recipe.frames.multiple)
-        sized[video.id] = (result.frames, shape)
+        else:
+            plan.probes[video.id], shape = result
+            sized[video.id] = (plan.probes[video.id].frames, shape)
     plan.packs += group_packs(sized, recipe, attempts)
     return plan
 
 
-def _probe_all(catalog: Catalog, videos: list[Video]):
+def _probe_all(catalog: Catalog, videos: list[Video], recipe: Recipe):
+    """(video, (Probe, (H, W)) or VideoError) one after another, probed side by side."""
     def one(video: Video):
         try:
-            return video, probe(catalog.root / video.path)
+            found = probe(catalog.root / video.path)
+            return video, (found, frame_size(found.source_height, found.source_width, recipe.frames.short_side,
+                                             recipe.frames.multiple))
         except VideoError as error:
             return video, error
 

@@ -75,18 +75,29 @@ def motion_map(flow, derivative: str = "central", combine: str = "root", window:
     Uniform camera translation has no gradient and vanishes.
     Raises ValueError if the second axis is not 2.
     """
-    boundary = motion_boundary(flow, derivative)
+    _check_flow(flow)
+    u, v = (_squared_gradient(flow[:, channel], derivative, window) for channel in (0, 1))
     xp = namespace(flow)
-    if window > 1:
-        for start in range(0, len(boundary), window):
-            block = boundary[start:start + window]
-            block[:] = block.mean(axis=0, keepdims=True)
-    xp.multiply(boundary, boundary, out=boundary)
     if combine == "root":
-        return xp.sqrt(boundary.sum(axis=1))
+        u += v
+        return xp.sqrt(u, out=u)
     if combine == "sum":
-        return xp.sqrt(boundary[:, 0] + boundary[:, 1]) + xp.sqrt(boundary[:, 2] + boundary[:, 3])
+        return xp.sqrt(u, out=u) + xp.sqrt(v, out=v)
     raise ValueError(f"motion.combine is {combine!r}; expected 'root' (MCL Eq. 1) or 'sum' (released code)")
+
+
+def _squared_gradient(component, derivative: str, window: int = 1):
+    """(T, H, W) u or v -> squared length of its gradient, derivatives averaged over blocks of `window` frames first."""
+    d = DERIVATIVES[derivative]
+    total = None
+    for axis in (-1, -2):
+        slope = d(component, axis)
+        for start in range(0, len(slope) if window > 1 else 0, window):
+            block = slope[start:start + window]
+            block[:] = block.mean(axis=0, keepdims=True)
+        slope *= slope
+        total = slope if total is None else namespace(slope).add(total, slope, out=total)
+    return total
 
 
 def edges(flow, derivative: str = "central"):
@@ -95,10 +106,9 @@ def edges(flow, derivative: str = "central"):
     flow: (T, 2, H, W) float32, px/frame.   Returns (T, 2, H, W) float32: |grad u|, |grad v|, px/frame per px.
     Raises ValueError if the second axis is not 2.
     """
-    b = motion_boundary(flow, derivative)
+    _check_flow(flow)
     xp = namespace(flow)
-    xp.multiply(b, b, out=b)
-    return xp.sqrt(xp.stack([b[:, 0] + b[:, 1], b[:, 2] + b[:, 3]], axis=1))
+    return xp.sqrt(xp.stack([_squared_gradient(flow[:, channel], derivative) for channel in (0, 1)], axis=1))
 
 
 def pool(maps, cell: int = CELL):
