@@ -1,0 +1,168 @@
+"""The pictures show what the store holds, and wrong requests are refused in one line."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from preprocess import run, show
+from shared import cli, motion
+from shared.cli import RequestError, Stopped
+from shared.clips import ClipGeometry, above, covered, summed_area, unpack_mask
+from shared.recipe import Recipe, build
+from shared.store.index import Index
+from shared.store.reader import StoreReader
+from shared.store.record import read_json
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GEOMETRY = ClipGeometry(16, 2)
+
+
+@pytest.fixture(scope="module")
+def store(small_videos, tmp_path_factory):
+    """Four synthetic videos, one of 9 frames and one that is no video, through the pipeline."""
+    root = tmp_path_factory.mktemp("show")
+    for number, path in enumerate(sorted(small_videos.rglob("*.mp4"))[:4]):
+        (root / "videos" / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / "videos" / f"class{number % 2}" / f"moving{number}.mp4")
+    with av.open(str(root / "videos/class0/moving0.mp4")) as source, \
+            av.open(str(root / "videos/class1/short.mp4"), "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 80, "yuv420p"
+        for t, frame in zip(range(9), source.decode(video=0)):
+            frame = av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), "rgb24")
+            frame.pts = t
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    (root / "videos/class1/broken.mp4").write_bytes(b"no video\n" * 100)
+    code = run.main(["--dataset", "folder", "--videos", str(root / "videos"), "--store", str(root / "store"),
+                     "--engine", "serial", "--flow", "cpu", "--set", "preset=fast"])
+    assert code == cli.FAILURES
+    return root / "store"
+
+
+def recipe_of(store) -> Recipe:
+    return build(Recipe, read_json(store / "store.json")["recipe"], "")
+
+
+def test_picture_of_a_video_shows_what_is_stored(store):
+    reader, video = StoreReader(store), Index.load(store).id[0]
+    picture = show.video_picture(reader, video, recipe_of(store), GEOMETRY)
+    clips, all_maps = reader.clips(video, GEOMETRY), reader.motion(video, 0, 40).astype(np.float32)
+    assert picture.shown == clips.start[clips.score.argmax()] and len(clips.start) == 3
+    np.testing.assert_array_equal(picture.number, picture.shown + np.array([0, 6, 12, 18, 24, 30]))
+    np.testing.assert_array_equal(picture.frames, reader.frames(video, picture.number))
+    np.testing.assert_array_equal(picture.motion, all_maps[picture.number])
+    np.testing.assert_array_equal(picture.t_motion, reader.t_motion(video))
+    # The hot cells are those of the S-motion drawn beside them, up to the stored maps' rounding to float16.
+    hot = unpack_mask(clips.hot_mask[clips.score.argmax()], (8, 10))
+    np.testing.assert_array_equal(picture.hot, hot)
+    sampled = all_maps[picture.shown:picture.shown + 31:2].copy()
+    sampled[:, [0, -1]] = sampled[:, :, [0, -1]] = 0
+    np.testing.assert_allclose(picture.s_motion, sampled.mean(axis=0), rtol=1e-6)
+    assert (above(picture.s_motion, np.percentile(picture.s_motion, 90)) == hot).mean() > 0.97
+    assert len(picture.boxes) == show.SHOWN_CROPS
+    table = summed_area(hot)
+    for box in picture.boxes:
+        assert covered(table, box.h, box.w)[box.y, box.x] >= 0.8 * table[-1, -1] - 1e-6
+
+
+def test_recomputed_flow_gives_the_stored_maps(store):
+    """Stored maps come from the frames before JPEG; flow from the stored frames must agree but for its noise."""
+    reader, recipe = StoreReader(store), recipe_of(store)
+    for video in Index.load(store).id:
+        picture = show.video_picture(reader, video, recipe, GEOMETRY)
+        again = motion.pool(np.sqrt((picture.boundary**2).sum(axis=1)))
+        assert np.corrcoef(again.ravel(), picture.motion.ravel())[0, 1] > 0.9
+        assert picture.flow.shape == (len(picture.number), 2, *picture.frames.shape[1:3])
+
+
+def test_short_video_is_shown_whole(store):
+    picture = show.video_picture(StoreReader(store), "class1/short.mp4", recipe_of(store), GEOMETRY)
+    np.testing.assert_array_equal(picture.number, [0, 2, 3, 5, 6, 8])
+    assert picture.shown is None and not picture.boxes and not picture.hot.any()
+    assert "too short for a clip of 16x2 (31 frames)" in picture.facts
+    # The last frame repeats the flow before it.
+    last = show._flow(StoreReader(store), "class1/short.mp4", np.array([7, 8]), 9, recipe_of(store))
+    np.testing.assert_array_equal(last[0], last[1])
+
+
+def test_overview_counts_the_store(store):
+    index = Index.load(store)
+    picture = show.store_picture(index, read_json(store / "store.json"), GEOMETRY)
+    reader, facts = StoreReader(store), dict(picture.facts)
+    clips = [reader.clips(video, GEOMETRY) for video in index.id]
+    np.testing.assert_allclose(sorted(picture.scores), sorted(np.concatenate([c.score for c in clips])))
+    np.testing.assert_allclose(sorted(picture.medians), sorted(c.median for c in clips if len(c.start)))
+    assert facts["videos"] == "5" and facts["failed"] == "1" and facts["clips 16x2"] == "12"
+    assert facts["frames"] == "169" and facts["too short for one"] == "1"
+    assert picture.sizes == [("64x80", 5)] and picture.splits == [("train", 5)]
+    assert sorted(picture.classes) == [("class0", 2), ("class1", 3)]
+    assert picture.reasons == [("not a video: invalid data", 1)]
+
+
+def test_reasons_that_differ_in_a_frame_number_are_one():
+    reasons = ["damaged after 7 frames: invalid data; its 7 good frames are kept",
+               "damaged after 12 frames: invalid data; its 12 good frames are kept"]
+    assert {show.COUNTED.sub("N", reason) for reason in reasons} == {
+        "damaged after N frames: invalid data; its N good frames are kept"}
+
+
+@pytest.mark.parametrize("options", [[], ["--video", "class0/moving0.mp4"], ["--video", "class1/short.mp4"],
+                                     ["--video", "class0/moving0.mp4", "--clips", "16x2"]])
+def test_command_writes_a_picture(store, tmp_path, capsys, options):
+    out = tmp_path / "a.png"
+    assert show.main([str(store), "--out", str(out), *options]) == cli.DONE
+    assert capsys.readouterr().out == f"{out}\n"
+    assert cv2.imread(str(out)).shape[1] >= 1200 and [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--video", "class0/movin0.mp4"], "did you mean 'class0/moving0.mp4'?"),
+    (["--video", "moving2.mp4"], "did you mean 'class0/moving2.mp4'?"),
+    (["--video", "zzz"], "the first column of videos.csv"),
+    (["--video", "class1/broken.mp4"], "failed and is not in the store: not a video: invalid data"),
+    (["--clips", "8x8"], "the store has 16x2"),
+    (["--out", "a.jpg"], "ending in .png"),
+    (["--out", "missing/a.png"], "a folder that exists"),
+])
+def test_wrong_requests_are_refused(store, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError) as caught:
+        show.main([str(store), "--out", "a.png", *options])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nearest_id_is_found_among_many(store):
+    index = Index.load(store)
+    index.id = sorted(f"class{i % 400}/v_{i:07}_{i * 7919 % 1000:03}.mp4" for i in range(20_000))
+    wanted = index.id[12_345]
+    for typed in (wanted[:-5] + wanted[-4:], Path(wanted).stem, wanted.replace("class", "klass")):
+        with pytest.raises(RequestError, match="did you mean") as caught:
+            show.check_known(index, typed)
+        assert wanted in str(caught.value)
+
+
+def test_folder_that_is_no_store_is_refused_by_the_command(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "preprocess.show", str(tmp_path), "--out", str(tmp_path / "a.png")],
+                          cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == cli.REFUSED and "is no store" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_damage_stops_the_picture_and_names_the_check(store, tmp_path):
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    shard = next(copy.glob("packs/*/*/rgb/c*"))
+    data = bytearray(shard.read_bytes())
+    data[:len(data) // 2] = bytes(len(data) // 2)
+    shard.write_bytes(data)
+    with pytest.raises(Stopped, match="preprocess.check .* lists all that is damaged"):
+        for video in Index.load(copy).id:
+            show.main([str(copy), "--video", video, "--out", str(tmp_path / "a.png")])
+    assert not (tmp_path / "a.png").exists()
