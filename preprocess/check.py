@@ -118,7 +118,8 @@ def _check_labels(index: Index, document: dict, findings: Findings) -> None:
                                      "with the classes of store.json")
 
 
-def _check_failures(store: Path, listed: dict[str, PackRow], index: Index, failed: set[str], findings: Findings) -> None:
+def _check_failures(store: Path, listed: dict[str, PackRow], index: Index, failed: set[str],
+                    findings: Findings) -> None:
     """Every video that a pack holds is in the index, and every failure that stands is in failures.csv."""
     for path, pack in listed.items():
         try:

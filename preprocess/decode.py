@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
@@ -153,16 +154,17 @@ class Decoder:
                 # Planes are scaled first, at 16 bits, and the small picture converted: about 0.6 of the time at 720p,
                 # and no value moves by more than 1 grey level.
                 frame = self._shrinker.reformat(frame, width, height, "yuv444p16le", interpolation=SCALER, threads=1)
-            rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=SCALER,
+            # Planar, which swscale writes in half the time of rgb24.
+            gbr = self._reformatter.reformat(frame, width, height, "gbrp", interpolation=SCALER,
                                              dst_color_range=ColorRange.JPEG, threads=1)
         except av.error.FFmpegError as error:
             raise VideoError(f"{frame.format.name} pixels with colour matrix {frame.colorspace} cannot become RGB: "
                              f"{_words(error)}", "decode", self.frames) from error
-        plane = rgb.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
-        picture = _turn(rows[:, :3 * width].reshape(height, width, 3), self._orientation)
-        top, left = ((have - keep) // 2 for have, keep in zip(picture.shape[:2], self.frame_size))
-        out[:] = picture[top:top + out.shape[0], left:left + out.shape[1]]
+        green, blue, red = (_turn(np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, :width],
+                                  self._orientation) for plane in gbr.planes)
+        top, left = ((have - keep) // 2 for have, keep in zip(red.shape, self.frame_size))
+        inside = np.s_[top:top + out.shape[0], left:left + out.shape[1]]
+        cv2.merge([np.ascontiguousarray(plane[inside]) for plane in (red, green, blue)], out)
 
 
 def probe(path: str | Path) -> Probe:
@@ -268,7 +270,7 @@ def _orientation(frame) -> tuple[bool, bool, bool]:
 
 
 def _turn(picture: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarray:
-    """A view of (H, W, 3) as displayed."""
+    """A view of (H, W) as displayed."""
     transpose, flip_rows, flip_columns = orientation
     if transpose:
         picture = picture.swapaxes(0, 1)

@@ -46,9 +46,12 @@ def encode_rows(rows: np.ndarray) -> bytes:
 def decode_rows(payload, out: np.ndarray) -> None:
     """zstd -> `out`, C-contiguous, in the stored dtype. Raises ValueError when the size differs."""
     try:
-        zstd.decompress(payload, out)
+        data = zstd.decompress(payload)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
+    if len(data) != out.nbytes:  # numcodecs would leave the rest of a larger `out` as it is
+        raise ValueError(f"{len(data)} bytes, expected {out.nbytes}")
+    out[...] = np.frombuffer(data, out.dtype).reshape(out.shape)
 
 
 def half(values: np.ndarray) -> np.ndarray:

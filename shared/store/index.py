@@ -23,6 +23,7 @@ from shared.store.tables import (FAILURE_COLUMNS, PACK_COLUMNS, VIDEO_COLUMNS, F
 
 SUMS = "crc32c"
 FAILURE_TABLE, FAILURE_SUMS = "failures.csv", "failures.crc32c"
+SUM_LINES = re.compile(r"((absent|[0-9a-f]{8} \d+) failures\.csv\n){1,2}")
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{8})")
 
 
@@ -216,8 +217,9 @@ def read_failures(store: Path) -> list[FailureRow]:
         known = (store / FAILURE_SUMS).read_bytes().decode("ascii", "replace")
     except FileNotFoundError:
         known = f"absent {FAILURE_TABLE}\n"
-    if line not in known.split("\n")[:-1]:
+    if not SUM_LINES.fullmatch(known) or line not in known.split("\n"):
         raise StoreError(f"{store / FAILURE_TABLE}: does not match its checksum in {FAILURE_SUMS}, or is missing")
     if not data:
         return []
-    return [FailureRow(*cells[:-1], int(cells[-1])) for cells in zip(*table_columns(data, FAILURE_COLUMNS, FAILURE_TABLE))]
+    columns = table_columns(data, FAILURE_COLUMNS, store / FAILURE_TABLE)
+    return [FailureRow(*cells[:-1], int(cells[-1])) for cells in zip(*columns)]

@@ -133,7 +133,8 @@ def frame_arrays(frame_size: tuple[int, int], edges: bool, flow: bool, jpeg_qual
                                   {"units": "full-resolution px/frame", "encoding": HALF,
                                    "channels": ["right", "down"], "resolution": "1/2"}))
     arrays.append(ArrayLayout("t_motion", "<f4", ("frame",), (), "frames", None,
-                              {"units": MOTION, "description": "T-motion: mean of the bordered motion map (MCL Eq. 2)"}))
+                              {"units": MOTION,
+                               "description": "T-motion: mean of the bordered motion map (MCL Eq. 2)"}))
     arrays.append(ArrayLayout("frame_offset", "<i8", ("video_bound",), (), "bounds", None,
                               {"units": "frames", "description": "first frame of each video, then the total"}))
     return arrays

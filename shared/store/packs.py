@@ -6,7 +6,6 @@ T frames, HxW pixels, hxw motion cells.
 import dataclasses
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from array import array
@@ -276,7 +275,7 @@ def load_pack(store: Path, path: str) -> tuple[PackRow, list[VideoRow], list[Fai
     path: relative to the store, as in packs.csv.
     """
     folder = Path(store) / path
-    attributes = read_root(folder)
+    attributes = read_root(folder, strict=True)
     files = {name: hash_file(folder / name) for name in sorted(files_on_disk(folder))}
     root = files.pop(ROOT)
     listed = {name: tuple(entry) for name, entry in attributes["files"].items()}

@@ -55,7 +55,7 @@ class VideoRow:
 
 @dataclass(frozen=True)
 class PackRow:
-    """A pack. path: relative to the store; backend: of its flow; files: path relative to the pack -> (bytes, CRC-32C)."""
+    """A pack. path: relative to the store; backend: of its flow; files: path in the pack -> (bytes, CRC-32C)."""
 
     pack: str
     path: str
@@ -97,9 +97,13 @@ FAILURE_COLUMNS = ("video", "path", "reason", "stage", "attempts")
 
 def table_bytes(columns: Sequence[str], rows: Iterable[VideoRow | PackRow | FailureRow]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(row.cells() for row in rows)
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(columns)
+    for row in rows:
+        cells = row.cells()
+        # csv.writer leaves a carriage return bare, which every reader takes for the end of the line.
+        (quoted if "\r" in "".join(cells) else plain).writerow(cells)
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
