@@ -39,7 +39,9 @@ bench:
 	$(PY) tests/bench/decode.py
 	$(PY) tests/bench/store.py
 	$(PY) tests/bench/flow.py
+	$(PY) tests/bench/motion.py
 	$(PY) tests/bench/pipeline.py
+	$(PY) tests/bench/memory.py
 
 gpu:
 	$(PY) -m pytest -q -m gpu

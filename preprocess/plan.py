@@ -21,7 +21,7 @@ from shared.cli import Progress, RequestError, duration, size
 from shared.recipe import Recipe, Run
 from shared.store.tables import FailureRow
 
-SAMPLE_VIDEOS, SAMPLE_TRIES, SAMPLE_FRAMES = 3, 8, 17   # what the cost is measured on: good videos, of so many tried
+SAMPLE_VIDEOS, SAMPLE_TRIES, SAMPLE_FRAMES, SAMPLE_S = 3, 8, 33, 10   # good videos of so many tried, for so long at most
 INDEX_BYTES = 600                      # of a video's rows and a record's plan, rounded up
 FILES_PER_PACK = 23
 FREE_MARGIN = 1.1
@@ -159,16 +159,17 @@ def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run
     videos = {video.id: video for video in catalog.videos}
     cpu = wall = stored = pixels = 0.0
     promised = decoded = good = 0
-    warm = False
+    warm, started = False, time.perf_counter()
+    progress = Progress("measuring", SAMPLE_VIDEOS)
     with tempfile.TemporaryDirectory(prefix="motionpack-plan-") as temporary:
         for number, (pack, video) in enumerate([tries[0], *tries]):
             task = PackTask(Path(temporary), catalog.root, f"sample{number}", pack.frame_size, (videos[video],), recipe,
-                            "", run, sample_frames=SAMPLE_FRAMES)
+                            "", run, sample_frames=SAMPLE_FRAMES if warm else 2)
             began_cpu, began = time.process_time(), time.perf_counter()
             report = make_pack(task)
             if not report.frames:
                 continue
-            if not warm:   # the first only loads and compiles
+            if not warm:   # loads and compiles
                 warm = True
                 continue
             cpu += time.process_time() - began_cpu
@@ -179,8 +180,10 @@ def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run
             promised += probe(path).frames
             decoded += count_frames(path)
             good += 1
-            if good == SAMPLE_VIDEOS:
+            progress.update(good, f"{good} of {SAMPLE_VIDEOS} sample videos")
+            if good == SAMPLE_VIDEOS or time.perf_counter() - started > SAMPLE_S:
                 break
+    progress.close()
     if not pixels:
         return Cost()
     correction = decoded / promised if promised else 1.0
@@ -206,7 +209,7 @@ def describe(plan: Plan, cost: Cost, catalog: Catalog, done: int, backend: str) 
     shapes = {pack.frame_size for pack in plan.packs}
     lines = [f"videos   {count:,} to do, {done:,} done, {len(plan.failures):,} unreadable, "
              f"{len(catalog.absent):,} absent, {catalog.ignored:,} files ignored",
-             f"packs    {len(plan.packs):,} of {len(shapes):,} frame sizes"]
+             f"packs    {len(plan.packs):,} of {len(shapes):,} frame size{'s' * (len(shapes) != 1)}"]
     if plan.packs:
         kind = "GPU" if backend == "cuda" else "CPU"
         lines += [f"frames   {cost.frames:,.0f}",

@@ -1,0 +1,63 @@
+"""Where preprocessing's CPU time goes: the share of flow, and the rest by name.
+
+    python tests/bench/pipeline.py [VIDEOS] [--limit N]
+
+VIDEOS is a folder of <class>/<video>; default: the real videos beside the repository, else synthetic ones.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from preprocess.plan import make_plan, tasks_of
+from preprocess.run import resolve
+from preprocess.session import device, versions
+from preprocess.synthetic import make_videos
+from preprocess.task import make_pack
+from shared.catalog import open_catalog
+from shared.recipe import load_pipeline
+
+REAL = Path(__file__).resolve().parents[3] / "shared/data/videos/surv_fight"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("videos", nargs="?", type=Path)
+    parser.add_argument("--limit", type=int, default=12, help="videos, evenly chosen (default 12)")
+    parser.add_argument("--preset", nargs="*", default=["default", "fast", "reference"])
+    args = parser.parse_args()
+    print(device("cpu"), versions())
+    temporary = Path(tempfile.mkdtemp(prefix="motionpack-bench-"))
+    try:
+        root = args.videos or (REAL if REAL.is_dir() else temporary / "videos")
+        if not root.is_dir():
+            make_videos(root, videos=args.limit, seed=0, backgrounds=4, textures=4, frames=64, height=240, width=320)
+        for preset in args.preset:
+            pipeline = resolve(load_pipeline("folder", settings=["flow.backend=cpu", f"flow.preset={preset}"]))
+            catalog = open_catalog("folder", root)
+            ids = [v.id for v in catalog.videos]
+            chosen = set(ids[::max(1, len(ids) // args.limit)][:args.limit])
+            plan = make_plan(catalog, pipeline.recipe, chosen)
+            tasks = tasks_of(plan.packs, catalog, temporary / preset, pipeline.recipe, "", pipeline.run, {}, {})
+            report(preset, [make_pack(task) for task in tasks])
+    finally:
+        shutil.rmtree(temporary)
+
+
+def report(preset: str, reports: list) -> None:
+    frames = sum(r.frames for r in reports)
+    wall = sum(r.wall_s for r in reports)
+    stages = {}
+    for r in reports:
+        for stage, seconds in r.seconds.items():
+            stages[stage] = stages.get(stage, 0) + seconds
+    total = sum(stages.values())
+    print(f"\npreset {preset}: {frames} frames in {wall:.1f} s ({frames / wall:.1f} frames/s), CPU {total:.1f} s")
+    for stage, seconds in sorted(stages.items(), key=lambda item: -item[1]):
+        print(f"  {stage:8} {seconds / total:6.1%}  {1000 * seconds / frames:7.2f} ms/frame")
+    print(f"  everything but flow: {1 - stages['flow'] / total:.1%} of the CPU time")
+
+
+if __name__ == "__main__":
+    main()
