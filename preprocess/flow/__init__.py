@@ -1,0 +1,127 @@
+"""TV-L1 optical flow of grey frames: `from preprocess.flow import tvl1`.
+
+N pairs, T flows of T + 1 frames, HxW pixels. Flow: channel 0 right, 1 down, px/frame.
+Backends: `cpu` (numba), `cuda` (CuPy), `opencv` (DualTVL1, the oracle); the same algorithm, the same presets.
+On one backend the same pair gives the same bits, whatever the batch or the number of threads or processes.
+"""
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import numpy as np
+
+from preprocess.flow.parameters import MIN_SIDE, PRESETS, TVL1Parameters, parameters
+from shared.cli import RequestError, nearest
+
+__all__ = ["BACKENDS", "PRESETS", "TVL1Parameters", "flow_window", "parameters", "resolve", "tvl1"]
+
+BACKENDS = ("auto", "cpu", "cuda", "opencv")
+
+
+def resolve(backend: str) -> str:
+    """The backend that a request means: `auto` is cuda where CuPy and a device are there, else cpu.
+
+    Raises RequestError for an unknown backend, or one that this machine cannot run.
+    """
+    if backend not in BACKENDS:
+        raise RequestError(f"flow backend is {backend!r}; expected one of {', '.join(BACKENDS)}"
+                           f"{nearest(backend, BACKENDS)}")
+    if backend in ("auto", "cuda"):
+        from preprocess.flow import cuda
+        reason = cuda.unavailable()
+        if reason is None:
+            return "cuda"
+        if backend == "cuda":
+            raise RequestError(f"flow backend 'cuda' cannot run here: {reason}; choose cpu")
+        return "cpu"
+    if backend == "opencv":
+        from preprocess.flow import opencv
+        opencv.require()
+    return backend
+
+
+def tvl1(first, second, preset: str | TVL1Parameters = "default", backend: str = "auto", threads: int = 1, **overrides):
+    """TV-L1 flow of N frame pairs (Zach, Pock, Bischof 2007; OpenCV's DualTVL1).
+
+    first, second: (N, H, W) or (H, W), grey, uint8 or float32 in [0, 255]; H, W from 16 up.
+    preset: `reference` (OpenCV's defaults), `default` or `fast`; overrides: single parameters of TVL1Parameters.
+    threads: pairs solved at a time (cpu and opencv).
+    Returns (N, 2, H, W) or (2, H, W) float32, px/frame: first[y, x] is found at second[y + flow[1], x + flow[0]].
+    Raises RequestError where an argument is wrong; NaN and infinite pixels are refused.
+    """
+    settings = parameters(preset, **overrides)
+    first, second = np.asarray(first), np.asarray(second)
+    if first.shape != second.shape or first.dtype != second.dtype:
+        raise RequestError(f"first is {_describe(first)}, second is {_describe(second)}; "
+                           "expected the same shape and dtype")
+    single = first.ndim == 2
+    if single:
+        first, second = first[None], second[None]
+    _check(first, "first")
+    _check(second, "second")
+    backend = resolve(backend)
+    if backend == "cuda":
+        from preprocess.flow import cuda
+        flow = cuda.to_host(cuda.solve_pairs(first, second, settings))
+    else:
+        flow = _spread(first, second, settings, backend, threads, None)
+    return flow[0] if single else flow
+
+
+def flow_window(frames, settings: TVL1Parameters, backend: str, threads: int = 1, executor: Executor | None = None):
+    """Flow between neighbouring frames: what the pipeline calls, window by window.
+
+    frames: (T + 1, H, W) grey, uint8 or float32 in [0, 255].   backend: `cpu`, `cuda` or `opencv` (see `resolve`).
+    threads, or an executor's: pairs solved at a time (cpu and opencv).
+    Returns (T, 2, H, W) float32, px/frame: flow[t] takes frame t to t + 1; on the device (CuPy) for `cuda`.
+    Raises RequestError where an argument is wrong.
+    """
+    _check(frames, "frames")
+    if len(frames) == 0:
+        raise RequestError("frames is empty; expected at least one frame")
+    if backend == "cuda":
+        from preprocess.flow import cuda
+        return cuda.solve_window(frames, settings)
+    if backend not in ("cpu", "opencv"):
+        raise RequestError(f"flow backend is {backend!r}; expected cpu, cuda or opencv (resolve('auto') chooses one)")
+    return _spread(frames[:-1], frames[1:], settings, backend, threads, executor)
+
+
+def _spread(first, second, settings, backend, threads, executor):
+    """Solve every pair, several at a time: neither backend holds the GIL while it works."""
+    if not isinstance(threads, int) or threads < 1:
+        raise RequestError(f"threads is {threads!r}; expected a whole number from 1 up")
+    if backend == "cpu":
+        from preprocess.flow.cpu import solve_pair
+    else:
+        from preprocess.flow.opencv import solve_pair
+    flow = np.empty((len(first), 2, *first.shape[1:]), np.float32)
+
+    def solve(n):
+        solve_pair(np.ascontiguousarray(first[n]), np.ascontiguousarray(second[n]), flow[n], settings)
+
+    if executor is not None:
+        list(executor.map(solve, range(len(first))))
+    elif threads > 1 and len(first) > 1:
+        with ThreadPoolExecutor(min(threads, len(first))) as pool:
+            list(pool.map(solve, range(len(first))))
+    else:
+        for n in range(len(first)):
+            solve(n)
+    return flow
+
+
+def _describe(frames) -> str:
+    return f"{'x'.join(map(str, frames.shape)) or 'a scalar'} {frames.dtype}"
+
+
+def _check(frames, name: str) -> None:
+    """Refuse what TV-L1 cannot take: (N, H, W) uint8, or float32 within [0, 255], sides from MIN_SIDE up."""
+    if frames.ndim != 3 or frames.dtype not in (np.uint8, np.float32):
+        raise RequestError(f"{name} is {_describe(frames)}; expected (N, H, W) uint8, or float32 in [0, 255]")
+    if min(frames.shape[1:]) < MIN_SIDE:
+        raise RequestError(f"{name} is {_describe(frames)}; expected sides of at least {MIN_SIDE} pixels")
+    if frames.dtype == np.float32 and len(frames):
+        low, high = float(frames.min()), float(frames.max())
+        if not (0 <= low and high <= 255):             # also where either is NaN
+            raise RequestError(f"{name} holds values from {low:g} to {high:g}; "
+                               "expected grey values in [0, 255], no NaN")
