@@ -26,7 +26,7 @@ demo:
 	$(PY) -m preprocess.run --dataset synthetic --videos $(DEMO)/videos --store $(DEMO)/store
 	$(PY) -m preprocess.check $(DEMO)/store
 	$(PY) -m preprocess.show $(DEMO)/store --out $(DEMO)/store.png
-	$(PY) -m preprocess.show $(DEMO)/store --video circle/circle_000.mp4 --out $(DEMO)/video.png
+	$(PY) -m preprocess.show $(DEMO)/store --video circle/circle_0001.mp4 --out $(DEMO)/video.png
 	@echo
 	@echo "Look at $(DEMO)/video.png and $(DEMO)/store.png, then try your own videos (a folder of <class>/<video>):"
 	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours --plan"

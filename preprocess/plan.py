@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocess.decode import Probe, VideoError, count_frames, frame_size, probe
-from preprocess.task import Misplanned, PackTask, make_pack
+from preprocess.task import Misplanned, PackReport, PackTask, make_pack
 from shared.catalog import Catalog, Video
 from shared.cli import Progress, RequestError, duration, size
 from shared.recipe import Recipe, Run
@@ -23,7 +23,7 @@ from shared.store.tables import FailureRow
 
 SAMPLE_VIDEOS, SAMPLE_TRIES, SAMPLE_FRAMES, SAMPLE_S = 3, 8, 33, 10   # good videos of so many tried, for so long at most
 INDEX_BYTES = 600                      # of a video's rows and a record's plan, rounded up
-FILES_PER_PACK = 23
+FILES_PER_PACK, PACK_BYTES = 23, 20_000  # and the bytes of its metadata
 FREE_MARGIN = 1.1
 
 
@@ -159,23 +159,28 @@ def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run
     videos = {video.id: video for video in catalog.videos}
     cpu = wall = stored = pixels = 0.0
     promised = decoded = good = 0
-    warm, started = False, time.perf_counter()
+    started = time.perf_counter()
     progress = Progress("measuring", SAMPLE_VIDEOS)
     with tempfile.TemporaryDirectory(prefix="motionpack-plan-") as temporary:
-        for number, (pack, video) in enumerate([tries[0], *tries]):
-            task = PackTask(Path(temporary), catalog.root, f"sample{number}", pack.frame_size, (videos[video],), recipe,
-                            "", run, sample_frames=SAMPLE_FRAMES if warm else 2)
-            began_cpu, began = time.process_time(), time.perf_counter()
-            report = make_pack(task)
-            if not report.frames:
+        for number, (pack, video) in enumerate(tries):
+            def sample(name: str, frames: int):
+                task = PackTask(Path(temporary), catalog.root, f"{name}{number}", pack.frame_size, (videos[video],),
+                                recipe, "", run, sample_frames=frames)
+                began_cpu, began = time.process_time(), time.perf_counter()
+                report = make_pack(task)
+                return report, time.process_time() - began_cpu, time.perf_counter() - began
+
+            if not pixels:
+                sample("warm", 2)   # loads and compiles
+            # What a pack costs whatever its length is measured on two frames and taken off.
+            short, short_cpu, short_wall = sample("short", 2)
+            report, report_cpu, report_wall = sample("long", SAMPLE_FRAMES)
+            if report.frames <= short.frames:
                 continue
-            if not warm:   # loads and compiles
-                warm = True
-                continue
-            cpu += time.process_time() - began_cpu
-            wall += time.perf_counter() - began
-            stored += sum(count for count, _ in report.pack.files.values())
-            pixels += report.frames * pack.frame_size[0] * pack.frame_size[1]
+            cpu += max(0.0, report_cpu - short_cpu)
+            wall += max(0.0, report_wall - short_wall)
+            stored += _bytes(report) - _bytes(short)
+            pixels += (report.frames - short.frames) * pack.frame_size[0] * pack.frame_size[1]
             path = catalog.root / videos[video].path
             promised += probe(path).frames
             decoded += count_frames(path)
@@ -191,7 +196,11 @@ def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run
     frames = correction * sum(pack.frames for pack in packs)
     files = FILES_PER_PACK + 2 * (recipe.packs.edges + recipe.packs.flow) + 13 * (len(recipe.clips.geometries) - 1)
     return Cost(frames, area * cpu / pixels, area * wall / pixels,
-                area * stored / pixels + INDEX_BYTES * len(ids), files * len(packs))
+                area * stored / pixels + INDEX_BYTES * len(ids) + PACK_BYTES * len(packs), files * len(packs))
+
+
+def _bytes(report: PackReport) -> int:
+    return sum(count for count, _ in report.pack.files.values())
 
 
 def refuse_if_too_large(cost: Cost, store: Path) -> None:
@@ -214,8 +223,8 @@ def describe(plan: Plan, cost: Cost, catalog: Catalog, done: int, backend: str) 
         kind = "GPU" if backend == "cuda" else "CPU"
         lines += [f"frames   {cost.frames:,.0f}",
                   f"disk     {size(cost.bytes)} in {cost.files:,} files",
-                  f"compute  {cost.cpu_s / 3600:.2f} {kind}-hours with flow on {backend}" if kind == "CPU" else
-                  f"compute  {cost.wall_s / 3600:.2f} GPU-hours with flow on {backend}",
+                  f"compute  {cost.cpu_s / 3600:.2g} {kind}-hours with flow on {backend}" if kind == "CPU" else
+                  f"compute  {cost.wall_s / 3600:.2g} GPU-hours with flow on {backend}",
                   f"time     {duration(cost.wall_s)} on this machine ({os.cpu_count()} cores)"]
     return "\n".join(lines)
 

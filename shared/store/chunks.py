@@ -13,9 +13,14 @@ def crc32c(data, start: int = 0) -> int:
     return google_crc32c.extend(start, data)
 
 
+def checksum(payload: bytes) -> bytes:
+    """The four bytes that Zarr's crc32c codec puts behind a payload."""
+    return google_crc32c.value(payload).to_bytes(4, "little")
+
+
 def seal(payload: bytes) -> bytes:
-    """The payload followed by its CRC-32C, as Zarr's crc32c codec stores it."""
-    return payload + google_crc32c.value(payload).to_bytes(4, "little")
+    """The payload followed by its CRC-32C."""
+    return payload + checksum(payload)
 
 
 def unseal(chunk: np.ndarray) -> np.ndarray:
@@ -56,7 +61,9 @@ def decode_rows(payload, out: np.ndarray) -> None:
 
 def half(values: np.ndarray) -> np.ndarray:
     """float -> float16; what lies beyond +-65504 becomes +-65504 instead of infinity."""
-    return np.clip(values, -HALF_MAX, HALF_MAX).astype("<f2")
+    if values.size and (values.max() > HALF_MAX or values.min() < -HALF_MAX):
+        values = np.clip(values, -HALF_MAX, HALF_MAX)
+    return values.astype("<f2")
 
 
 def quantise_edges(values: np.ndarray) -> np.ndarray:

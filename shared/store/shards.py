@@ -13,20 +13,26 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.store.chunks import encode_rows, seal, unseal
+from shared.store.chunks import checksum, encode_rows, unseal
 from shared.store.layout import ArrayLayout, StoreError
 
 ENTRY = 16  # bytes of an index entry: offset and size, uint64 little-endian
 SPOOL = 16 << 20  # bytes of odd frames kept in memory before they go to a temporary file
+PARTS = 512  # buffers handed to the kernel at once; it takes 1024
 GAP = 64 << 10  # bytes that may be read in vain to save a range
 
 
-def write_all(fd: int, data: bytes, offset: int) -> int:
-    """pwrite all of `data`; returns the offset behind it."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+def write_all(fd: int, parts: Sequence[bytes], offset: int) -> int:
+    """Write all parts behind one another at `offset`, without joining them; returns the offset behind the last."""
+    parts, at = list(parts), 0
+    while at < len(parts):
+        written = os.pwritev(fd, parts[at:at + PARTS], offset)
+        offset += written
+        while at < len(parts) and written >= len(parts[at]):
+            written -= len(parts[at])
+            at += 1
+        if written:
+            parts[at] = memoryview(parts[at])[written:]
     return offset
 
 
@@ -47,13 +53,17 @@ class ShardWriter:
     def chunks(self) -> int:
         return len(self.index) // 2
 
-    def put(self, sealed: Sequence[bytes]) -> None:
-        """Append chunks."""
-        end = write_all(self.file.fileno(), b"".join(sealed), self.size)
-        for chunk in sealed:
-            self.index.extend((self.size, len(chunk)))
-            self.size += len(chunk)
-        assert end == self.size
+    def put(self, payloads: Sequence[bytes]) -> None:
+        """Append chunks, each followed by its checksum."""
+        for payload in payloads:
+            self.index.extend((self.size, len(payload) + 4))
+            self.size += len(payload) + 4
+        self._write(payloads, self.size)
+
+    def _write(self, payloads: Sequence[bytes], end: int) -> None:
+        """Write sealed chunks that end at `end`."""
+        parts = [part for payload in payloads for part in (payload, checksum(payload))]
+        write_all(self.file.fileno(), parts, end - sum(map(len, parts)))
 
     def mark(self) -> tuple[int, int]:
         return self.size, len(self.index)
@@ -65,7 +75,8 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Write the index and flush the file to disk."""
-        self.size = write_all(self.file.fileno(), seal(np.frombuffer(self.index, "<u8").tobytes()), self.size)
+        index = np.frombuffer(self.index, "<u8").tobytes()
+        self.size = write_all(self.file.fileno(), [index, checksum(index)], self.size)
         os.fsync(self.file.fileno())
         self.file.close()
 
@@ -90,7 +101,7 @@ class RowWriter(ShardWriter):
         count = self.layout.chunk_rows
         rows = np.concatenate([self.pending, rows]) if len(self.pending) else rows
         whole = len(rows) - len(rows) % count
-        self.put([seal(encode_rows(rows[i:i + count])) for i in range(0, whole, count)])
+        self.put([encode_rows(rows[i:i + count]) for i in range(0, whole, count)])
         self.pending = rows[whole:].copy()
         self.rows = self.chunks * count + len(self.pending)
 
@@ -105,7 +116,7 @@ class RowWriter(ShardWriter):
         if len(self.pending):
             last = np.zeros((self.layout.chunk_rows, *self.layout.row), self.layout.dtype)
             last[:len(self.pending)] = self.pending
-            self.put([seal(encode_rows(last))])
+            self.put([encode_rows(last)])
             self.pending = self._empty()
         super().finish()
 
@@ -115,29 +126,41 @@ class FrameWriter(ShardWriter):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self.spool = tempfile.SpooledTemporaryFile(SPOOL, dir=path.parent)
-        self.spooled = 0
+        self.waiting: list[bytes] = []  # odd frames, a checksum behind each
+        self.spool = None  # a temporary file for those that are too many for memory
+        self.spooled = self.waiting_bytes = 0
         self.video = 0  # the first chunk of the video under way
 
     def add(self, jpegs: Sequence[bytes]) -> None:
         """Append the next frames of the video under way."""
-        sealed = [seal(jpeg) for jpeg in jpegs]
-        odd = (self.chunks - self.video) % 2
-        end = write_all(self.file.fileno(), b"".join(sealed[odd::2]), self.size)
-        self.spool.write(b"".join(sealed[1 - odd::2]))
-        for chunk in sealed:
-            # An odd frame's offset is that in the spool until `end_video` knows where the spool lands.
-            self.index.extend((self.spooled if odd else self.size, len(chunk)))
-            self.spooled, self.size = self.spooled + odd * len(chunk), self.size + (1 - odd) * len(chunk)
+        odd, even_jpegs = (self.chunks - self.video) % 2, []
+        for jpeg in jpegs:
+            size = len(jpeg) + 4
+            if odd:
+                # Counted from the first odd frame until `end_video` knows where that one lands.
+                self.index.extend((self.spooled + self.waiting_bytes, size))
+                self.waiting += jpeg, checksum(jpeg)
+                self.waiting_bytes += size
+            else:
+                self.index.extend((self.size, size))
+                even_jpegs.append(jpeg)
+                self.size += size
             odd = 1 - odd
-        assert end == self.size
+        self._write(even_jpegs, self.size)
+        if self.waiting_bytes > SPOOL:
+            if self.spool is None:
+                self.spool = tempfile.TemporaryFile(dir=Path(self.file.name).parent, buffering=0)
+            self.spooled = write_all(self.spool.fileno(), self.waiting, self.spooled)
+            self.waiting, self.waiting_bytes = [], 0
 
     def end_video(self) -> None:
         for i in range(2 * self.video + 2, len(self.index), 4):
             self.index[i] += self.size
-        self.spool.seek(0)
-        while block := self.spool.read(1 << 20):
-            self.size = write_all(self.file.fileno(), block, self.size)
+        if self.spooled:
+            self.spool.seek(0)
+            while block := self.spool.read(1 << 20):
+                self.size = write_all(self.file.fileno(), [block], self.size)
+        self.size = write_all(self.file.fileno(), self.waiting, self.size)
         self._next_video()
 
     def rollback(self, mark) -> None:
@@ -145,12 +168,13 @@ class FrameWriter(ShardWriter):
         self._next_video()
 
     def _next_video(self) -> None:
-        self.spool.seek(0)
-        self.spool.truncate()
-        self.spooled, self.video = 0, self.chunks
+        if self.spooled:
+            self.spool.truncate(0)
+        self.waiting, self.waiting_bytes, self.spooled, self.video = [], 0, 0, self.chunks
 
     def close(self) -> None:
-        self.spool.close()
+        if self.spool is not None:
+            self.spool.close()
         super().close()
 
 

@@ -14,7 +14,7 @@ from shared.store.layout import (FORMAT, ArrayLayout, StoreError, clip_arrays, c
 from shared.store.shards import ShardReader
 from shared.store.tables import FailureRow, PackRow, VideoRow
 
-BLOCK = 8 << 20  # bytes read at once
+BLOCK = 512 << 10  # bytes read at once, few enough to stay in the cache for two checksums
 ROOT = "zarr.json"
 
 
@@ -86,13 +86,14 @@ def hash_shard(path: Path, chunks: int, name: str) -> tuple[tuple[int, int], lis
         if chunks and (starts[0] or stops[-1] != shard.data_size or (starts[1:] != stops[:-1]).any()):
             return hash_file(path), [f"{name}: its chunks leave gaps or overlap"]
         crc, problems, at = 0, [], 0
+        begins, ends = starts.tolist(), stops.tolist()
         while at < chunks:
-            to = max(at + 1, int(np.searchsorted(stops, starts[at] + BLOCK, "right")))
-            block = np.frombuffer(shard.pread(int(starts[at]), int(stops[to - 1])), np.uint8)
+            to = max(at + 1, int(np.searchsorted(stops, begins[at] + BLOCK, "right")))
+            block = np.frombuffer(shard.pread(begins[at], ends[to - 1]), np.uint8)
             crc = crc32c(block, crc)
             for i in range(at, to):
                 try:
-                    unseal(block[starts[i] - starts[at]:stops[i] - starts[at]])
+                    unseal(block[begins[i] - begins[at]:ends[i] - begins[at]])
                 except ValueError as error:
                     problems.append(f"{name}: chunk {order[i]}: {error}")
             at = to

@@ -236,6 +236,8 @@ def accuracy():
                "zoom .65, 3 warps": ("cpu", "default", {"zoom": 0.65, "warps": 3}),
                "zoom .7, 2 warps": ("cpu", "default", {"zoom": 0.7, "warps": 2}),
                "zoom .7, 3 warps": ("cpu", "default", {"zoom": 0.7, "warps": 3}),
+               "zoom .7, 2 warps x 40, 4 scales": ("cpu", "default",
+                                                   {"zoom": 0.7, "warps": 2, "iterations": 40, "scales": 4}),
                "zoom .8, 3 warps": ("cpu", "default", {"zoom": 0.8, "warps": 3}),
                "zoom .5, 10 warps x 15": ("cpu", "default", {"warps": 10, "iterations": 15}),
                "zoom .5, 4 warps x 20": ("cpu", "default", {"warps": 4, "iterations": 20}),

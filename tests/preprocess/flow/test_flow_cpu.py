@@ -1,5 +1,6 @@
 """The CPU backend: the iterations against a plain float64 version, whole flows against OpenCV, bits against bits."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llvmlite.binding import get_host_cpu_features
 
 from preprocess.flow import cpu, flow_window, parameters, resolve, tvl1
 from preprocess.flow.cpu_iterate import COEFFICIENTS, STATE, sweep
@@ -206,15 +208,32 @@ def test_same_bits_whatever_the_batch_threads_and_layout(real_frames):
     np.testing.assert_array_equal(flow_window(frames, settings_, "cpu"), one_by_one)
 
 
-def test_same_bits_in_another_process(real_frames, tmp_path):
-    frames = real_frames[1][:, :80, :96]
-    np.save(tmp_path / "frames.npy", frames)
+def in_another_process(frames, folder, **environment):
+    np.save(folder / "frames.npy", frames)
     script = ("import sys, numpy as np; from preprocess.flow import flow_window, parameters; "
               "f = np.load(sys.argv[1] + '/frames.npy'); "
               "np.save(sys.argv[1] + '/flow.npy', flow_window(f, parameters('reference'), 'cpu'))")
-    root = Path(__file__).resolve().parents[3]
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=root)
-    np.testing.assert_array_equal(np.load(tmp_path / "flow.npy"), flow_window(frames, parameters("reference"), "cpu"))
+    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, cwd=Path(__file__).resolve().parents[3],
+                   env={**os.environ, **environment})
+    return np.load(folder / "flow.npy")
+
+
+def test_same_bits_in_another_process(real_frames, tmp_path):
+    frames = real_frames[1][:, :80, :96]
+    np.testing.assert_array_equal(in_another_process(frames, tmp_path),
+                                  flow_window(frames, parameters("reference"), "cpu"))
+
+
+@pytest.mark.slow
+def test_same_bits_with_narrower_registers(real_frames, tmp_path):
+    """Built for AVX2 with FMA and for whatever this machine has."""
+    features = get_host_cpu_features()
+    if not (features.get("avx2") and features.get("fma")):
+        pytest.skip("this machine has no AVX2 and FMA")
+    frames = real_frames[1][:, :80, :96]
+    narrow = in_another_process(frames, tmp_path, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_CPU_NAME="haswell",
+                                NUMBA_CPU_FEATURES="+avx,+avx2,+fma,-avx512f")
+    np.testing.assert_array_equal(narrow, flow_window(frames, parameters("reference"), "cpu"))
 
 
 def test_ground_truth_gate(data_root):
