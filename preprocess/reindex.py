@@ -20,7 +20,7 @@ from shared.recipe import recipe_hash
 from shared.store.chunks import decode_rows
 from shared.store.clip_tables import ClipTables
 from shared.store.index import Index, publish, read_failures, write_failures
-from shared.store.layout import ArrayLayout, document_bytes, frame_arrays, group_document
+from shared.store.layout import ArrayLayout, damage_stops, document_bytes, frame_arrays, group_document
 from shared.store.lock import store_lock
 from shared.store.packs import sweep_partials, write_array
 from shared.store.rebuild import build_index
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         geometry = args.clips and ClipGeometry.parse(args.clips)
     except ValueError as error:
         raise RequestError(f"--clips: {error}") from None
-    with store_lock(store):
+    with store_lock(store), damage_stops(store):
         sweep_partials(store)
         packs, videos, failures = build_index(store, Index.load(store) if geometry else None)
         known = {row.video for row in failures} | {row.id for row in videos}

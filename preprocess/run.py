@@ -19,6 +19,7 @@ from shared.catalog import Catalog, open_catalog
 from shared.cli import Progress, RequestError, duration, size
 from shared.clips import ClipGeometry
 from shared.recipe import Pipeline, load_pipeline
+from shared.store.layout import damage_stops
 
 ENGINES = {"serial": SerialEngine}
 
@@ -48,18 +49,11 @@ def main(argv: Sequence[str]) -> int:
     root = (args.videos or Path("data") / args.dataset).absolute()
     store = (args.store or Path("stores") / args.dataset).absolute()
     catalog = find_videos(pipeline, root, args.annotations and args.annotations.absolute())
-    if args.plan:
-        session = Session.look(store, pipeline, catalog)
-        plan = session.plan(args.retry_failed)
-        cost = planning.measure_cost(plan.packs, catalog, pipeline.recipe, pipeline.run)
-        print(planning.describe(plan, cost, catalog, len(session.done), pipeline.recipe.flow.backend))
-        for pack in plan.packs:
-            print(f"  pack {pack.name}  {pack.frame_size[0]}x{pack.frame_size[1]}  {len(pack.videos)} videos  "
-                  f"{pack.frames:,} frames")
-        planning.refuse_if_too_large(cost, store)
-        return cli.DONE
-    with Session.open(store, pipeline, catalog) as session:
-        return execute(session, args.retry_failed, ENGINES[args.engine]())
+    with damage_stops(store):
+        if args.plan:
+            return show_plan(Session.look(store, pipeline, catalog), args.retry_failed)
+        with Session.open(store, pipeline, catalog) as session:
+            return execute(session, args.retry_failed, ENGINES[args.engine]())
 
 
 def resolve(pipeline: Pipeline) -> Pipeline:
@@ -78,6 +72,20 @@ def find_videos(pipeline: Pipeline, root: Path, annotations: Path | None) -> Cat
                     frames=dials.frames, height=dials.height, width=dials.width, seed=dials.seed)
         annotations = annotations or root / "annotations.csv"
     return open_catalog(layout=pipeline.preset.layout, root=root, annotations=annotations, dataset=pipeline.dataset)
+
+
+def show_plan(session: Session, retry_failed: bool) -> int:
+    """Print what the run would do and take; writes nothing."""
+    plan, recipe = session.plan(retry_failed), session.recipe
+    cost = planning.measure_cost(plan.packs, session.catalog, recipe, session.pipeline.run)
+    print(planning.describe(plan, cost, session.catalog, len(session.done), recipe.flow.backend))
+    for note in notes(session):
+        print(f"note     {note}")
+    for pack in plan.packs:
+        print(f"  pack {pack.name}  {pack.frame_size[0]}x{pack.frame_size[1]}  {len(pack.videos)} videos  "
+              f"{pack.frames:,} frames")
+    planning.refuse_if_too_large(cost, session.store)
+    return cli.DONE
 
 
 def execute(session: Session, retry_failed: bool, engine) -> int:

@@ -18,11 +18,11 @@ import numpy as np
 from preprocess import flow as optical_flow
 from preprocess.task import flow_parameters
 from shared import cli, figures, motion, overview
-from shared.cli import Progress, RequestError, Stopped
+from shared.cli import Progress, RequestError
 from shared.clips import ClipGeometry, draw_crop, unpack_mask
 from shared.recipe import Recipe, build
 from shared.store.index import Index, read_failures
-from shared.store.layout import StoreError
+from shared.store.layout import damage_stops
 from shared.store.reader import OpenPack, StoreReader
 from shared.store.record import read_json
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.out.suffix.lower() != ".png" or not args.out.absolute().parent.is_dir() or args.out.is_dir():
         raise RequestError(f"--out {args.out}: expected a file ending in .png in a folder that exists")
-    try:
+    with damage_stops(args.store):
         index = Index.load(args.store)
         document = read_json(args.store / "store.json")
         recipe = build(Recipe, document["recipe"], "")
@@ -53,8 +53,6 @@ def main(argv: Sequence[str]) -> int:
             check_known(index, args.video)
             reader = StoreReader(args.store, index=index)
             figure = figures.video_figure(video_picture(reader, args.video, recipe, geometry))
-    except StoreError as error:
-        raise Stopped(f"{error}; `python -m preprocess.check {args.store}` lists all that is damaged") from error
     figures.save(figure, args.out)
     print(args.out)
     return cli.DONE

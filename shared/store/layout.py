@@ -4,11 +4,14 @@ T frames, HxW pixels, hxw motion cells of 8x8 pixels, V videos, C clips of one g
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from shared.cli import Stopped
 from shared.clips import ClipGeometry
 from shared.motion import CELL
 
@@ -25,6 +28,15 @@ HALF = "float16; larger values are stored as 65504"
 
 class StoreError(Exception):
     """Something in a store is damaged, missing or not as the format says."""
+
+
+@contextmanager
+def damage_stops(store: Path) -> Iterator[None]:
+    """For commands: a StoreError becomes Stopped, which says where to look further."""
+    try:
+        yield
+    except StoreError as error:
+        raise Stopped(f"{error}; `python -m preprocess.check {store}` lists all that is damaged") from error
 
 
 def crc_text(value: int) -> str:

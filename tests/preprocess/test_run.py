@@ -316,6 +316,23 @@ def test_a_wrong_request_is_one_line_and_exit_2(more, message, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("name", ["current", "store.json", "failures.csv", "index/*/videos.csv", "packs/*/*/zarr.json",
+                                  "records/*.json"])
+def test_a_damaged_store_stops_the_run_and_is_named(finished, small_videos, tmp_path, name):
+    store = tmp_path / "store"
+    shutil.copytree(finished, store)
+    file = sorted(store.glob(name))[-1]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    result = subprocess.run([sys.executable, "-m", "preprocess.run", "--dataset", "folder", "--videos",
+                             str(small_videos), "--store", str(store), *SMALL], capture_output=True, text=True)
+    assert result.returncode == 3, result.stderr
+    assert "Traceback" not in result.stderr and file.name in result.stderr.splitlines()[-1]
+    assert f"python -m preprocess.check {store}" in result.stderr
+    assert check.main([str(store)]) == 1
+
+
 def test_a_full_disk_stops_with_exit_3(small_videos, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
