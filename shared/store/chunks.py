@@ -7,6 +7,8 @@ from numcodecs import zstd
 
 from shared.store.layout import EDGE_MAX, HALF_MAX, ZSTD_LEVEL
 
+HALF_BLOCK = 16384  # values that `half` converts at a time, few enough for the cache
+
 
 def crc32c(data, start: int = 0) -> int:
     """CRC-32C of bytes or of a contiguous array, going on from `start`."""
@@ -60,10 +62,29 @@ def decode_rows(payload, out: np.ndarray) -> None:
 
 
 def half(values: np.ndarray) -> np.ndarray:
-    """float -> float16; what lies beyond +-65504 becomes +-65504 instead of infinity."""
+    """float32 -> float16, rounded to nearest even; what lies beyond +-65504 becomes +-65504 instead of infinity.
+
+    numpy's own cast takes 30 times longer where results are subnormal (below 6e-5), as in the maps of still scenes;
+    so normal numbers are rounded as integers here, and subnormal ones by adding 0.5, whose last bit is 2^-24.
+    """
+    values = np.ascontiguousarray(values, np.float32)
     if values.size and (values.max() > HALF_MAX or values.min() < -HALF_MAX):
         values = np.clip(values, -HALF_MAX, HALF_MAX)
-    return values.astype("<f2")
+    out = np.empty(values.shape, "<u2")
+    bits, rounded = values.reshape(-1).view(np.uint32), out.reshape(-1)
+    for start in range(0, bits.size, HALF_BLOCK):
+        block = bits[start:start + HALF_BLOCK]
+        magnitude = block & np.uint32(0x7FFFFFFF)
+        subnormal = (magnitude.view(np.float32) + np.float32(0.5)).view(np.uint32)
+        subnormal -= np.uint32(0x3F000000)  # the bits of 0.5
+        normal = (magnitude >> 13) & np.uint32(1)  # a tie goes to the even one
+        normal += magnitude
+        normal += np.uint32(0xC8000FFF)  # the exponent's bias from 127 to 15, and just below half a unit
+        normal >>= 13
+        both = np.where(magnitude < np.uint32(113 << 23), subnormal, normal)
+        both |= (block >> 16) & np.uint32(0x8000)
+        rounded[start:start + HALF_BLOCK] = both
+    return out.view("<f2")
 
 
 def quantise_edges(values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from shared.motion import CELL
 FORMAT = 1
 JPEG_CODEC = "motionpack.jpeg"
 JPEG_QUALITY = 85
-ZSTD_LEVEL = 1  # level 3 takes a quarter more time for maps of the same size (tests/bench/store.py)
+ZSTD_LEVEL = 1  # level 3 takes 10 % longer for maps and 65 % for edges, to save 0 and 4 % of their bytes
 EDGE_MAX = 10.0  # px/frame per px, stored as 255
 HALF_MAX = 65504.0  # the largest finite float16
 

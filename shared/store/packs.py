@@ -115,9 +115,14 @@ class PackWriter:
                 self._check(name, values, count)
                 if not np.isfinite(values).all():
                     raise ValueError(f"{name} holds values that are not finite")
-        jpegs = self._encode(rgb)
+        # Each run is written while the processor's cache still holds it, and while other threads encode the next.
+        runs = [rgb[i:i + ENCODE_RUN] for i in range(0, count, ENCODE_RUN)]
+        encode = map if self.executor is None or len(runs) == 1 else self.executor.map
+        for jpegs, seconds in encode(_encode_run, runs, [self.quality] * len(runs)):
+            self.cpu_seconds["encode"] += seconds
+            with self._stage("write"):
+                self.rgb.add(jpegs)
         with self._stage("write"):
-            self.rgb.add(jpegs)
             for name, shard in self.maps.items():
                 shard.add(quantise_edges(rows[name]) if name == "edges" else half(rows[name]))
             self.t_motion.frombytes(np.asarray(t_motion, "<f4").tobytes())
@@ -126,15 +131,6 @@ class PackWriter:
         expected = (count, *self.layouts[name].row)
         if np.shape(values) != expected:
             raise ValueError(f"{name} has shape {np.shape(values)}; expected {expected}")
-
-    def _encode(self, rgb: np.ndarray) -> list[bytes]:
-        runs = [rgb[i:i + ENCODE_RUN] for i in range(0, len(rgb), ENCODE_RUN)]
-        encode = map if self.executor is None or len(runs) == 1 else self.executor.map
-        jpegs = []
-        for part, seconds in encode(_encode_run, runs, [self.quality] * len(runs)):
-            jpegs += part
-            self.cpu_seconds["encode"] += seconds
-        return jpegs
 
     def end_video(self, row: VideoRow, clips: dict[str, ClipIndex]) -> VideoRow:
         """Close the video: its row (pack, first_frame and frames are filled in and returned) and its clips by `LxS`.

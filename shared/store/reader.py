@@ -71,9 +71,10 @@ class OpenPack:
 class StoreReader:
     """Frames, motion and clips of the videos that a store's index lists.
 
-    store: folder; max_open: packs kept open at most (five files each at the worst); gap: bytes read in vain rather
-    than in another range; index: one that is loaded already. Building one opens nothing. A reader belongs to one
-    thread; it survives fork, and a pickle carries the index but no open file. `counts[array]` says what was read.
+    store: folder; max_open: packs kept open at most (up to four files each and one a clip geometry); gap: bytes read
+    in vain rather than in another range; index: one that is loaded already. Building one opens nothing. A reader
+    belongs to one thread; it survives fork, and a pickle carries the index but no open file. `counts[array]` says
+    what was read.
     Every method raises StoreError, naming pack and video, for an unknown id and for bytes that fail their checksum.
     """
 
