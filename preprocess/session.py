@@ -202,8 +202,7 @@ class Session:
 
     def publish(self) -> None:
         """Put what is committed in force."""
-        used = {row.pack for row in self.videos.values()}
-        publish(self.store, [row for name, row in self.packs.items() if name in used], list(self.videos.values()))
+        publish(self.store, list(self.packs.values()), list(self.videos.values()))
         write_failures(self.store, list(self.failures.values()))
         self.published = time.monotonic()
 

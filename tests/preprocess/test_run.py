@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import zarr
@@ -190,6 +191,36 @@ def test_bad_videos_are_rows_and_never_end_a_run(small_videos, tmp_path, capsys)
     failures = {row.video: row for row in read_failures(store)}
     assert "a_empty.mp4" not in failures and {row.attempts for row in failures.values()} == {2}
     assert "a_empty.mp4" in Index.load(store)
+    check_passes(store)
+
+
+def test_a_repaired_video_replaces_its_good_frames(small_videos, tmp_path):
+    """An AVI cut in the middle of a frame keeps its good frames; whole again and retried, it is there in full."""
+    videos, store = tmp_path / "videos", tmp_path / "store"
+    videos.mkdir()
+    whole = tmp_path / "whole.avi"
+    with av.open(str(whole), "w") as out:
+        stream = out.add_stream("png", 25)
+        stream.height, stream.width, stream.pix_fmt = 64, 80, "rgb24"
+        with av.open(str(sorted(small_videos.glob("circle/*.mp4"))[0])) as source:
+            for frame in source.decode(video=0):
+                frame.pts = None
+                out.mux(stream.encode(frame.reformat(format="rgb24")))
+        out.mux(stream.encode())
+    data = bytearray(whole.read_bytes())
+    data[int(len(data) * 0.88):int(len(data) * 0.9)] = bytes(int(len(data) * 0.9) - int(len(data) * 0.88))
+    (videos / "film.avi").write_bytes(data)
+    assert preprocess(videos, store) == 1
+    kept, failure = Index.load(store).row("film.avi"), read_failures(store)[0]
+    assert 31 <= kept.frames < 40 and f"{kept.frames} good frames are kept" in failure.reason
+    assert kept.note.startswith("ends early")
+    # The same damage again: the pack stays, the row counts the try.
+    assert preprocess(videos, store, "--retry-failed") == 1
+    assert Index.load(store).row("film.avi") == kept and read_failures(store)[0].attempts == 2
+    check_passes(store)
+    shutil.copy(whole, videos / "film.avi")
+    assert preprocess(videos, store, "--retry-failed") == 0
+    assert Index.load(store).row("film.avi").frames == 40 and read_failures(store) == []
     check_passes(store)
 
 
