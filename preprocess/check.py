@@ -4,19 +4,19 @@ Exit code 0 and one line when all is well, 1 and a list of what is not, 2 for so
 reads. What a stopped run left half-written is a note, not a fault: no reader sees it and the next run sweeps it away.
 """
 
-import argparse
 import dataclasses
 from collections import defaultdict
 from pathlib import Path
 
-from shared.cli import DONE, FAILURES, Progress, RequestError, command, size
+from shared.cli import DONE, FAILURES, Arguments, Progress, RequestError, command, folder, size
+from shared.recipe import pack_recipe_hash, recipe_hash
 from shared.store.index import (FAILURE_SUMS, FAILURE_TABLE, SUMS, Index, current_generation, generations,
                                 read_failures, read_generation)
-from shared.store.layout import FORMAT, StoreError
+from shared.store.layout import FORMAT, StoreError, cure
 from shared.store.lock import is_locked
-from shared.store.record import read_json
+from shared.store.record import partials, read_json
 from shared.store.tables import PackRow, VideoRow
-from shared.store.verify import ROOT, hash_file, read_root, root_rows, verify_pack
+from shared.store.verify import ROOT, hash_file, read_root, verify_pack
 
 ROOT_ENTRIES = {"store.json", "current", "index", "packs", FAILURE_TABLE, FAILURE_SUMS, "records", ".lock"}
 
@@ -25,6 +25,7 @@ ROOT_ENTRIES = {"store.json", "current", "index", "packs", FAILURE_TABLE, FAILUR
 class Findings:
     """What a check found: problems and notes, one line each, and how much it looked at."""
 
+    store: Path
     problems: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     packs: int = 0
@@ -37,9 +38,25 @@ class Findings:
         try:
             return function(*args)
         except (StoreError, OSError) as error:
-            self.problems.append(str(error))
-        except RequestError as error:
-            self.problems.append(str(error).split(";")[0])
+            self.problems.append(_fault(error, self.store))
+
+
+def _fault(error: StoreError | OSError, store: Path) -> str:
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return text.removeprefix(f"{store}/")
+
+
+@dataclasses.dataclass
+class Summary:
+    """What stands beside the packs; None for what is lost or damaged. listed: the index's packs by path."""
+
+    running: bool
+    document: dict | None = None
+    index: Index | None = None
+    failed: set[str] | None = None
+    listed: dict[str, PackRow] = dataclasses.field(default_factory=dict)
+    on_disk: set[str] = dataclasses.field(default_factory=set)
+    last_status: str | None = None
 
 
 def check_store(store: Path) -> Findings:
@@ -48,51 +65,105 @@ def check_store(store: Path) -> Findings:
     if not any((store / name).exists() for name in ("store.json", "current", "index")):
         raise RequestError(f"{store} is no store; expected a folder with store.json, current, index and packs, as "
                            "preprocess.run writes it")
-    findings = Findings()
-    running = is_locked(store)
-    if running:
-        findings.notes.append("a run is writing this store; what it has not published yet is left out")
-    document = findings.attempt(read_json, store / "store.json")
-    for record in sorted((store / "records").glob("[!.]*")):
-        findings.attempt(read_json, record)
-    for generation in generations(store):
-        findings.attempt(read_generation, store, generation)
-    index = findings.attempt(Index.load, store)
-    failures = findings.attempt(read_failures, store)
-
-    listed = {row.path: row for row in index.pack_rows()} if index else {}
-    _stray_files(store, findings, running and index)
-    listed_videos = _rows_by_pack(index) if index else {}
+    findings, summary = _look(store)
+    if findings.problems:
+        findings, summary = _look(store)  # a run may have published between two glances of the first look
+    listed, index = summary.listed, summary.index
+    videos = _rows_by_pack(index) if index else {}
     if index:
         findings.packs, findings.videos, findings.frames = len(listed), len(index), int(index.frames.sum())
-        if document:
-            _check_labels(index, document, findings)
-    on_disk = {path.relative_to(store).as_posix() for path in store.glob("packs/*/[!.]*")}
-    unlisted = on_disk - set(listed)
-    if running:
-        on_disk, unlisted = on_disk - unlisted, set()
-    findings.problems += [f"{path}: on disk, but the index does not list it" for path in sorted(unlisted) if index]
-
-    total = sum(_bytes(row) for row in listed.values())
-    progress = Progress("checking", total)
-    for path in sorted(on_disk | set(listed)):
-        row = listed.get(path) or findings.attempt(_own_row, store, path)
-        if row:
-            findings.problems += findings.attempt(verify_pack, store, row, listed_videos.get(row.pack)) or []
-            findings.bytes += _bytes(row)
+    progress = Progress("checking", sum(_bytes(row) for row in listed.values()))
+    for path in sorted(summary.on_disk | set(listed)):
+        problems = _check_pack(summary, findings, path, videos)
+        if problems and is_locked(store):
+            # A reindex renews a pack's root after the clips, and the index after many packs.
+            problems = [line for line in _check_pack(summary, findings, path, videos)
+                        if not line.endswith("differs from the index")]
+        findings.problems += problems
+        findings.bytes += _bytes(listed[path]) if path in listed else 0
         progress.update(findings.bytes, f"{size(findings.bytes)}, {len(findings.problems)} problems")
     progress.close()
-    if index and failures is not None:
-        _check_failures(store, listed, index, {row.video for row in failures}, findings)
     return findings
 
 
-def _own_row(store: Path, path: str) -> PackRow:
+def _look(store: Path) -> tuple[Findings, Summary]:
+    """All but what the packs hold."""
+    findings, summary = Findings(store), Summary(is_locked(store))
+    if summary.running:
+        findings.notes.append("a run is writing this store; what it has not published yet is left out")
+    summary.document = findings.attempt(read_json, store / "store.json")
+    records = sorted((store / "records").glob("[!.]*.json"))
+    for record in records:
+        summary.last_status = (findings.attempt(read_json, record) or {}).get("status")
+    past = generations(store)
+    for generation in past:
+        findings.attempt(read_generation, store, generation)
+    summary.on_disk = {path.relative_to(store).as_posix() for path in store.glob("packs/*/[!.]*") if path.is_dir()}
+    if (store / "current").exists():
+        summary.index = findings.attempt(Index.load, store)
+    elif past or summary.on_disk:
+        findings.problems.append("current: is missing")
+    else:
+        findings.notes.append("nothing is published yet")
+    failures = findings.attempt(read_failures, store)
+    summary.failed = None if failures is None else {row.video for row in failures}
+    if summary.on_disk and not records:
+        findings.notes.append("no record in records/ says how the packs were made")
+    _stray_files(store, findings, summary.running)
+    if summary.document:
+        _check_document(summary.document, summary.index, findings)
+    if summary.index:
+        summary.listed = {row.path: row for row in summary.index.pack_rows()}
+        if summary.running:
+            summary.on_disk &= set(summary.listed)
+    return findings, summary
+
+
+def _check_pack(summary: Summary, findings: Findings, path: str, videos: dict[str, list[VideoRow]]) -> list[str]:
+    """What is wrong with the pack at `path`, in itself and against index, failures.csv and store.json."""
+    store, row, index = findings.store, summary.listed.get(path), summary.index
+    if not (store / path).is_dir():
+        return [f"{path}: is missing"]
+    try:
+        root = read_root(store / path, strict=True)
+        unlisted = row is None
+        row = row or _own_row(store, path, root)
+        problems = verify_pack(store, row, videos.get(row.pack) if not unlisted else None, root)
+    except (StoreError, OSError) as error:
+        return [_fault(error, store)]
+    if summary.document and "recipe" in summary.document:
+        problems += [f"{path}: {text}" for text in _recipe_problems(root, summary.document["recipe"])]
+    if unlisted and index and not problems:
+        if summary.last_status in ("running", "stopped"):
+            note = f"{path}: not in the index yet; the next run takes it in"
+            findings.notes += [note] if note not in findings.notes else []
+        else:
+            problems.append(f"{path}: the index does not list it")
+    elif index and not unlisted:
+        lost = [video["id"] for video in root["videos"] if video["id"] not in index]
+        problems += [f"index: does not list video {id!r} of {path}" for id in lost]
+        for failure in root["failures"] if summary.failed is not None else ():
+            video = failure["video"]
+            standing = video not in index or index.row(video).pack == row.pack
+            if standing and video not in summary.failed:
+                problems.append(f"{FAILURE_TABLE}: does not list video {video!r}, on which {path} failed")
+    return problems
+
+
+def _own_row(store: Path, path: str, root: dict) -> PackRow:
     """The row of a pack that no index lists, from its own attributes."""
-    attributes = read_root(store / path)
-    files = {name: tuple(entry) for name, entry in attributes["files"].items()}
-    return PackRow(attributes["pack"], path, attributes["frames"], len(attributes["videos"]), attributes["backend"],
+    files = {name: tuple(entry) for name, entry in root["files"].items()}
+    return PackRow(root["pack"], path, root["frames"], len(root["videos"]), root["backend"],
                    {**files, ROOT: hash_file(store / path / ROOT)})
+
+
+def _recipe_problems(root: dict, recipe: dict) -> list[str]:
+    """How a pack's attributes differ from the recipe of store.json."""
+    asked = {"backend": recipe["flow"]["backend"], "recipe_hash": pack_recipe_hash(recipe),
+             **{key: recipe["packs"][key] for key in ("jpeg_quality", "edges", "flow")}}
+    lacking = [geometry for geometry in recipe["clips"]["geometries"] if geometry not in root["clips"]]
+    return [f"{key} is {root.get(key)!r}, by store.json {value!r}" for key, value in asked.items()
+            if root.get(key) != value] + [f"lacks clips {geometry} of store.json" for geometry in lacking]
 
 
 def _bytes(row: PackRow) -> int:
@@ -106,64 +177,59 @@ def _rows_by_pack(index: Index) -> dict[str, list[VideoRow]]:
     return rows
 
 
-def _check_labels(index: Index, document: dict, findings: Findings) -> None:
-    """store.json against the rows."""
+def _check_document(document: dict, index: Index | None, findings: Findings) -> None:
+    """store.json against itself and the rows."""
+    problems = findings.problems
     if document.get("format") != FORMAT:
-        findings.problems.append(f"store.json: format {document.get('format')}, expected {FORMAT}")
+        problems.append(f"store.json: format {document.get('format')}, expected {FORMAT}")
+    recipe = document.get("recipe")
+    if recipe is None:
+        problems.append("store.json: holds no recipe")
+    elif document.get("recipe_hash") != recipe_hash(recipe):
+        problems.append(f"store.json: recipe_hash is {document.get('recipe_hash')!r}, that of its recipe "
+                        f"{recipe_hash(recipe)!r}")
     classes = document.get("classes", [])
-    for row in index.rows():
+    for row in index.rows() if index else ():
         name = classes[row.label] if 0 <= row.label < len(classes) else ""
         if not -1 <= row.label < len(classes) or name != row.class_name:
-            findings.problems.append(f"video {row.id!r}: label {row.label} and class {row.class_name!r} do not agree "
-                                     "with the classes of store.json")
+            problems.append(f"video {row.id!r}: label {row.label} and class {row.class_name!r} do not agree with the "
+                            "classes of store.json")
 
 
-def _check_failures(store: Path, listed: dict[str, PackRow], index: Index, failed: set[str],
-                    findings: Findings) -> None:
-    """Every video that a pack holds is in the index, and every failure that stands is in failures.csv."""
-    for path, pack in listed.items():
-        try:
-            videos, failures = root_rows(read_root(store / path))
-        except StoreError:
-            continue  # verify_pack has named it
-        missing = [row.id for row in videos if row.id not in index]
-        findings.problems += [f"{path}: holds video {id!r}, which the index does not list" for id in missing]
-        for row in failures:
-            standing = row.video not in index or index.row(row.video).pack == pack.pack
-            if standing and row.video not in failed:
-                findings.problems.append(f"{path}: failed on video {row.video!r}, which {FAILURE_TABLE} does not list")
-
-
-def _stray_files(store: Path, findings: Findings, running) -> None:
+def _stray_files(store: Path, findings: Findings, running: bool) -> None:
     """Whatever is in the store and should not be."""
-    partials = sorted({*store.glob(".*.partial"), *store.glob("index/.*.partial"), *store.glob("packs/*/.*.partial"),
-                       *store.glob("records/.*.partial")})
-    if partials and not running:
-        findings.notes.append(f"{len(partials)} half-written files or folders of a stopped run; the next run removes "
+    unfinished = partials(store)
+    if unfinished and not running:
+        findings.notes.append(f"{len(unfinished)} half-written files or folders of a stopped run; the next run removes "
                               "them")
-    newest = generations(store)[-1:]
-    if newest and findings.attempt(current_generation, store) not in (*newest, None):
-        findings.notes.append(f"index/{newest[0]} was written but never put in force")
-    expected = {store / name for name in ROOT_ENTRIES} | set(partials)
-    for generation in generations(store):
-        folder = store / "index" / generation
-        expected |= {folder, folder / SUMS, folder / "videos.csv", folder / "packs.csv"}
+    past = generations(store)
+    if past and not running and (store / "current").exists() and \
+            findings.attempt(current_generation, store) not in (past[-1], None):
+        findings.notes.append(f"index/{past[-1]} was written but never put in force")
+    expected = {store / name for name in ROOT_ENTRIES} | set(unfinished)
+    for generation in past:
+        entry = store / "index" / generation
+        expected |= {entry, entry / SUMS, entry / "videos.csv", entry / "packs.csv"}
     found = {*store.glob("*"), *store.glob("index/*"), *store.glob("index/*/*")} - expected
     found |= {path for path in store.glob("packs/*") if not path.is_dir()}
-    found |= {path for path in store.glob("records/*") if path.suffix != ".json"} - expected
+    found |= {path for path in store.glob("packs/*/*") if path.name.startswith(".") or not path.is_dir()} - expected
+    found |= {path for path in store.glob("records/*") if path.suffix != ".json" or path.name.startswith(".")} - expected
     findings.problems += [f"{path.relative_to(store)}: does not belong to a store" for path in sorted(found)
-                          if not any(parent in partials for parent in path.parents)]
+                          if path.exists() and not any(parent in unfinished for parent in path.parents)]
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m preprocess.check", description=__doc__.split("\n")[0])
-    parser.add_argument("store", type=Path, help="the store's folder")
+    parser = Arguments(prog="python -m preprocess.check", description=__doc__.split("\n")[0])
+    parser.add_argument("store", type=folder, help="the store's folder")
     findings = check_store(parser.parse_args(argv).store)
     for line in findings.notes:
         print(f"note: {line}")
     problems = list(dict.fromkeys(findings.problems))
     for line in problems:
         print(line)
+    for text in dict.fromkeys(cure(line, findings.store) for line in problems):
+        if text:
+            print(f"what helps: {text}")
     counts = f"{findings.packs} packs, {findings.videos} videos, {findings.frames} frames, {size(findings.bytes)}"
     print(f"{counts}: " + (f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "all is well"))
     return FAILURES if problems else DONE

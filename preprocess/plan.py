@@ -21,10 +21,13 @@ from shared.cli import Progress, RequestError, duration, size
 from shared.recipe import Recipe, Run
 from shared.store.tables import FailureRow
 
-SAMPLE_VIDEOS, SAMPLE_TRIES, SAMPLE_FRAMES, SAMPLE_S = 3, 8, 33, 10   # good videos of so many tried, for so long at most
+# Good videos of so many tried, frames of each, seconds in all.
+SAMPLE_VIDEOS, SAMPLE_TRIES, SAMPLE_FRAMES, SAMPLE_S = 3, 8, 33, 10
 INDEX_BYTES = 600                      # of a video's rows and a record's plan, rounded up
 FILES_PER_PACK, PACK_BYTES = 23, 20_000  # and the bytes of its metadata
-FREE_MARGIN = 1.1
+FREE_MARGIN = 1.25                     # clips differ: the sample's bytes were up to 14 % low
+BYTES_PER_PIXEL = 0.25                 # where no sample could be measured
+COUNTED_FRAMES = 5000                  # longer videos are not decoded whole for the plan
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,14 @@ class PlannedPack:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the packs will take, from a measured sample. Zero where nothing is left to do."""
+    """What the packs will take, from a measured sample. Zero where nothing is left to do.
+
+    cpu_s, wall_s: None where no sample could be measured (unreadable, or of two frames).
+    """
 
     frames: float = 0
-    cpu_s: float = 0
-    wall_s: float = 0
+    cpu_s: float | None = 0
+    wall_s: float | None = 0
     bytes: float = 0
     files: int = 0
 
@@ -182,21 +188,24 @@ def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run
             stored += _bytes(report) - _bytes(short)
             pixels += (report.frames - short.frames) * pack.frame_size[0] * pack.frame_size[1]
             path = catalog.root / videos[video].path
-            promised += probe(path).frames
-            decoded += count_frames(path)
+            headers = probe(path).frames
+            if headers <= COUNTED_FRAMES:
+                promised += headers
+                decoded += count_frames(path)
             good += 1
             progress.update(good, f"{good} of {SAMPLE_VIDEOS} sample videos")
             if good == SAMPLE_VIDEOS or time.perf_counter() - started > SAMPLE_S:
                 break
     progress.close()
-    if not pixels:
-        return Cost()
     correction = decoded / promised if promised else 1.0
     area = correction * sum(pack.frames * pack.frame_size[0] * pack.frame_size[1] for pack in packs)
     frames = correction * sum(pack.frames for pack in packs)
+    fixed = INDEX_BYTES * len(ids) + PACK_BYTES * len(packs)
     files = FILES_PER_PACK + 2 * (recipe.packs.edges + recipe.packs.flow) + 13 * (len(recipe.clips.geometries) - 1)
-    return Cost(frames, area * cpu / pixels, area * wall / pixels,
-                area * stored / pixels + INDEX_BYTES * len(ids) + PACK_BYTES * len(packs), files * len(packs))
+    files *= len(packs)
+    if not pixels:
+        return Cost(frames, None, None, area * BYTES_PER_PIXEL + fixed, files)
+    return Cost(frames, area * cpu / pixels, area * wall / pixels, area * stored / pixels + fixed, files)
 
 
 def _bytes(report: PackReport) -> int:
@@ -204,8 +213,10 @@ def _bytes(report: PackReport) -> int:
 
 
 def refuse_if_too_large(cost: Cost, store: Path) -> None:
-    """Raise RequestError where the packs cannot fit on the store's disk."""
+    """Raise RequestError where the packs cannot fit on the store's disk, or nothing can be written there."""
     parent = next(p for p in (store, *store.parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise RequestError(f"{parent} is not writable; choose another --store")
     free = shutil.disk_usage(parent).free
     if cost.bytes * FREE_MARGIN > free:
         raise RequestError(f"the packs need about {size(cost.bytes)} and {parent} has {size(free)} free; "
@@ -220,11 +231,12 @@ def describe(plan: Plan, cost: Cost, catalog: Catalog, done: int, backend: str) 
              f"{len(catalog.absent):,} absent, {catalog.ignored:,} files ignored",
              f"packs    {len(plan.packs):,} of {len(shapes):,} frame size{'s' * (len(shapes) != 1)}"]
     if plan.packs:
-        kind = "GPU" if backend == "cuda" else "CPU"
-        lines += [f"frames   {cost.frames:,.0f}",
-                  f"disk     {size(cost.bytes)} in {cost.files:,} files",
-                  f"compute  {cost.cpu_s / 3600:.2g} {kind}-hours with flow on {backend}" if kind == "CPU" else
-                  f"compute  {cost.wall_s / 3600:.2g} GPU-hours with flow on {backend}",
+        lines += [f"frames   {cost.frames:,.0f}", f"disk     {size(cost.bytes)} in {cost.files:,} files"]
+    if plan.packs and cost.wall_s is None:
+        lines.append("time     not measured: no sample video has more than two good frames")
+    elif plan.packs:
+        hours = f"{cost.wall_s / 3600:.2g} GPU-hours" if backend == "cuda" else f"{cost.cpu_s / 3600:.2g} CPU-hours"
+        lines += [f"compute  {hours} with flow on {backend}",
                   f"time     {duration(cost.wall_s)} on this machine ({os.cpu_count()} cores)"]
     return "\n".join(lines)
 

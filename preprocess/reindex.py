@@ -1,12 +1,13 @@
 """Another clip geometry from the stored maps, without decoding: `python -m preprocess.reindex STORE --clips 8x8`.
 
-Without --clips the index is rebuilt from the packs. Scores come from the stored float32 T-motion and equal those of a
+Without --clips the index, and what else is lost or damaged beside the packs, is rebuilt from packs and records.
+Scores come from the stored float32 T-motion and equal those of a
 run with that geometry; thresholds and hot masks come from the float16 maps, so cells at the threshold may differ.
 """
 
-import argparse
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,70 +21,118 @@ from shared.recipe import recipe_hash
 from shared.store.chunks import decode_rows
 from shared.store.clip_tables import ClipTables
 from shared.store.index import Index, publish, read_failures, write_failures
-from shared.store.layout import ArrayLayout, damage_stops, document_bytes, frame_arrays, group_document
+from shared.store.layout import (FORMAT, ArrayLayout, StoreError, damage_stops, document_bytes, frame_arrays,
+                                 group_document)
 from shared.store.lock import store_lock
 from shared.store.packs import sweep_partials, write_array
 from shared.store.rebuild import build_index
 from shared.store.record import fsync_directory, read_json, write_atomic, write_json_atomic, write_synced
 from shared.store.shards import ReadCounts, ShardReader
-from shared.store.tables import PackRow
+from shared.store.tables import FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT, hash_file, read_root, read_whole, seal_attributes
 
 READ_FRAMES = 1024  # frames of maps held at a time
+PUBLISH_S = 60      # seconds between publications
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code. Raises RequestError for shared.cli.command."""
-    parser = argparse.ArgumentParser(prog="python -m preprocess.reindex", description=__doc__)
-    parser.add_argument("store", type=Path)
+    """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
+    parser = cli.Arguments(prog="python -m preprocess.reindex", description=__doc__)
+    parser.add_argument("store", type=cli.folder)
     parser.add_argument("--clips", metavar="LxS", help="frames by stride, such as 8x8")
     args = parser.parse_args(argv)
     store = args.store.absolute()
-    if not (store / "store.json").is_file():
-        raise RequestError(f"{store} is no store: it has no store.json; expected what preprocess.run has made")
+    if not (store / "packs").is_dir():
+        raise RequestError(f"{store} is no store: it has no packs; expected what preprocess.run has made")
     try:
         geometry = args.clips and ClipGeometry.parse(args.clips)
     except ValueError as error:
         raise RequestError(f"--clips: {error}") from None
-    with store_lock(store), damage_stops(store):
+    with damage_stops(store), store_lock(store):
         sweep_partials(store)
-        packs, videos, failures = build_index(store, Index.load(store) if geometry else None)
-        known = {row.video for row in failures} | {row.id for row in videos}
-        failures += [row for row in read_failures(store) if row.video not in known]
         if geometry:
-            packs, added = add_everywhere(store, packs, geometry)
-        publish(store, packs, videos)
-        write_failures(store, failures)
-    if geometry:
-        print(f"clips {geometry}: added to {added:,} of {len(packs):,} packs of {store}")
-    else:
-        print(f"index of {store} rebuilt from {len(packs):,} packs: {len(videos):,} videos, {len(failures):,} failures")
+            add_everywhere(store, geometry)
+        else:
+            rebuild(store)
     return cli.DONE
 
 
-def add_everywhere(store: Path, packs: list[PackRow], geometry: ClipGeometry) -> tuple[list[PackRow], int]:
-    """Every pack with the geometry, and how many lacked it. store.json names it once all packs have it."""
+def rebuild(store: Path) -> None:
+    """Index, failures.csv and store.json anew: from the packs, the old failures if they are whole, and the records."""
+    restored = restore_description(store)
+    packs, videos, failures = build_index(store)
+    publish(store, packs, videos)
+    try:
+        failures = with_unpacked(store, videos, failures)
+    except StoreError as error:
+        restored += f"; {error}, so failures that no pack knows are tried again by the next run"
+    write_failures(store, failures)
+    print(f"index of {store} rebuilt from {len(packs):,} packs: {len(videos):,} videos, {len(failures):,} failures"
+          f"{restored}")
+
+
+def restore_description(store: Path) -> str:
+    """store.json from the newest record, where it is lost or damaged; returns what to say of it."""
+    try:
+        read_json(store / "store.json")
+        return ""
+    except (FileNotFoundError, StoreError):
+        pass
+    for path in sorted((store / "records").glob("[!.]*.json"), reverse=True):
+        try:
+            record = read_json(path)
+        except StoreError:
+            continue
+        if "recipe" in record:
+            recipe = record["recipe"]
+            write_json_atomic(store / "store.json", {
+                "format": FORMAT, "dataset": record["dataset"], "classes": record["classes"], "recipe": recipe,
+                "recipe_hash": recipe_hash(recipe)})
+            return f"; store.json restored from {path.name}"
+    raise StoreError(f"{store / 'store.json'} is lost and no record is whole: the recipe is unknown")
+
+
+def with_unpacked(store: Path, videos: list[VideoRow], failures: list[FailureRow]) -> list[FailureRow]:
+    """The failures of the packs, and those of failures.csv whose videos are in no pack."""
+    known = {row.video for row in failures} | {row.id for row in videos}
+    return failures + [row for row in read_failures(store) if row.video not in known]
+
+
+def add_everywhere(store: Path, geometry: ClipGeometry) -> None:
+    """Give every pack the geometry; store.json names it once all have it.
+
+    The index is published now and then and in any case at the end, so that an interrupted reindex leaves a good store.
+    """
     document = read_json(store / "store.json")
     recipe = document["recipe"]
     border = recipe["motion"]["border_px"]
     if border % motion.CELL:
         raise RequestError(f"{store} was made with motion.border_px={border}, which maps of {motion.CELL} px cells "
                            f"cannot tell; run preprocess.run with --set clips.geometries=... into another --store")
-    progress, added, out = Progress(f"clips {geometry}", sum(row.frames for row in packs)), 0, []
-    done = 0
-    for row in packs:
-        if str(geometry) not in read_root(store / row.path)["clips"]:
-            row = add_geometry(store, row, geometry, recipe["clips"]["step"], border // motion.CELL)
-            added += 1
-        out.append(row)
-        done += row.frames
-        progress.update(done, f"{added:,} packs")
+    rows, videos, failures = build_index(store, Index.load(store))
+    failures = with_unpacked(store, videos, failures)
+    packs = {row.pack: row for row in rows}
+    progress, added, done = Progress(f"clips {geometry}", sum(row.frames for row in rows)), 0, 0
+    published = time.monotonic()
+    try:
+        for row in rows:
+            if str(geometry) not in read_root(store / row.path)["clips"]:
+                packs[row.pack] = add_geometry(store, row, geometry, recipe["clips"]["step"], border // motion.CELL)
+                added += 1
+            done += row.frames
+            progress.update(done, f"{added:,} packs")
+            if time.monotonic() - published > PUBLISH_S:
+                publish(store, list(packs.values()), videos)
+                published = time.monotonic()
+    finally:
+        publish(store, list(packs.values()), videos)
+        write_failures(store, failures)
     progress.close()
     if str(geometry) not in recipe["clips"]["geometries"]:
         recipe["clips"]["geometries"].append(str(geometry))
         document["recipe_hash"] = recipe_hash(recipe)
         write_json_atomic(store / "store.json", document)
-    return out, added
+    print(f"clips {geometry}: added to {added:,} of {len(rows):,} packs of {store}")
 
 
 def add_geometry(store: Path, row: PackRow, geometry: ClipGeometry, step: int, border: int) -> PackRow:

@@ -1,5 +1,10 @@
 """Videos in, verified motion packs out: `python -m preprocess.run --dataset NAME`."""
 
+from shared import cli
+
+if __name__ == "__main__":
+    cli.catch_interrupts()   # before the imports that take a while
+
 import argparse
 import functools
 import time
@@ -11,12 +16,11 @@ from pathlib import Path
 from preprocess import flow as optical_flow
 from preprocess import plan as planning
 from preprocess.engines.serial import SerialEngine
-from preprocess.session import Session
+from preprocess.session import Session, agree, check_place
 from preprocess.synthetic import make_videos
-from preprocess.task import flow_parameters, make_pack
-from shared import cli
+from preprocess.task import FlowError, flow_parameters, make_pack
 from shared.catalog import Catalog, open_catalog
-from shared.cli import Progress, RequestError, duration, size
+from shared.cli import Progress, RequestError, Stopped, duration, size
 from shared.clips import ClipGeometry
 from shared.recipe import Pipeline, load_pipeline
 from shared.store.layout import damage_stops
@@ -25,20 +29,23 @@ ENGINES = {"serial": SerialEngine}
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m preprocess.run", description=__doc__)
+    """The command line. Raises RequestError for what it cannot take."""
+    parser = cli.Arguments(prog="python -m preprocess.run", description=__doc__)
     parser.add_argument("--dataset", required=True, help="a preset of pipelines.yaml: synthetic, folder, ucf101, ...")
-    parser.add_argument("--recipe", help="what to compute; default: the preset's recipe")
-    parser.add_argument("--videos", type=Path, help="where the videos are; default data/DATASET")
+    parser.add_argument("--recipe", help="what to compute: motion or maclr; default: the preset's recipe")
+    parser.add_argument("--videos", type=cli.folder, help="where the videos are; default data/DATASET")
     parser.add_argument("--annotations", type=Path, help="folder: a CSV path,label,split,group; else the lists")
-    parser.add_argument("--store", type=Path, help="where the packs go; default stores/DATASET")
-    parser.add_argument("--engine", choices=sorted(ENGINES), default="serial", help="default: serial")
-    parser.add_argument("--flow", choices=("auto", "cpu", "cuda", "opencv"), help="flow backend; default auto")
+    parser.add_argument("--store", type=cli.folder, help="where the packs go; default stores/DATASET")
+    parser.add_argument("--engine", default="serial", help="serial (the default): in this process, threads in a video")
+    parser.add_argument("--flow", help="flow backend: auto (the default), cpu, cuda or opencv")
     parser.add_argument("--plan", action="store_true", help="print what it would take, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="try the videos of failures.csv again")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="replace a setting of pipelines.yaml, such as clips.step=8")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.engine not in ENGINES:
+        raise RequestError(f"--engine {args.engine!r} is not in this version{cli.nearest(args.engine, ENGINES)}")
+    return args
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,12 +55,17 @@ def main(argv: Sequence[str]) -> int:
     pipeline = resolve(load_pipeline(args.dataset, args.recipe, settings))
     root = (args.videos or Path("data") / args.dataset).absolute()
     store = (args.store or Path("stores") / args.dataset).absolute()
-    catalog = find_videos(pipeline, root, args.annotations and args.annotations.absolute())
+    check_place(store, root)
     with damage_stops(store):
-        if args.plan:
-            return show_plan(Session.look(store, pipeline, catalog), args.retry_failed)
-        with Session.open(store, pipeline, catalog) as session:
-            return execute(session, args.retry_failed, ENGINES[args.engine]())
+        agree(store, pipeline)
+        catalog = find_videos(pipeline, root, args.annotations and args.annotations.absolute())
+        try:
+            if args.plan:
+                return show_plan(Session.look(store, pipeline, catalog), args.retry_failed)
+            with Session.open(store, pipeline, catalog) as session:
+                return execute(session, args.retry_failed, ENGINES[args.engine]())
+        except FlowError as error:
+            raise Stopped(f"{error}; mend it, or choose another backend with --flow and another --store") from error
 
 
 def resolve(pipeline: Pipeline) -> Pipeline:
@@ -114,6 +126,16 @@ def notes(session: Session) -> list[str]:
     out = list(session.catalog.notes)
     if session.catalog.absent:
         out.append(f"{len(session.catalog.absent):,} listed videos are not on disk; the run's record lists them")
+    if session.lost:
+        out.append(f"{len(session.lost):,} packs of the index are not on disk; their videos are done again")
+    if session.bad_records:
+        out.append(f"{len(session.bad_records):,} records are damaged and left aside (first {session.bad_records[0]})")
+    root = session.records[-1]["videos_root"] if session.records else str(session.catalog.root)
+    if root != str(session.catalog.root):
+        out.append(f"the store's videos came from {root} so far; ids that it holds count as done")
+    missing = set(session.pipeline.preset.splits) - {split for v in session.catalog.videos for split in v.splits}
+    if missing:
+        out.append(f"no video is in split {', '.join(sorted(missing))}")
     if stale := session.stale():
         out.append(f"{stale:,} packed videos have another class, group or other splits in the annotations now; the "
                    f"store keeps those it was made with (a new --store takes the new ones)")
@@ -139,6 +161,8 @@ def make_packs(session: Session, plan: planning.Plan, cost: planning.Cost, engin
                                   session.pipeline.run, session.attempts(), session.kept())
         misplanned = []
         for outcome in engine.map_unordered(functools.partial(make_pack, tell=tell), tasks):
+            if isinstance(outcome.error, OSError) and outcome.error.errno not in cli.FULL:
+                raise Stopped(f"{outcome.error}; mend it, then run the same command again to go on") from outcome.error
             if outcome.error is not None:
                 raise outcome.error
             session.take(outcome.value)

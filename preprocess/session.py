@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -16,17 +17,60 @@ from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
 from shared.catalog import Catalog
 from shared.cli import RequestError
-from shared.recipe import Pipeline, differences, recipe_hash
+from shared.recipe import Pipeline, differences, pack_recipe_hash, recipe_hash
 from shared.store.index import Index, publish, read_failures, write_failures
-from shared.store.layout import FORMAT
+from shared.store.layout import FORMAT, StoreError
 from shared.store.lock import store_lock
 from shared.store.packs import sweep_partials
-from shared.store.rebuild import build_index
-from shared.store.record import read_json, read_records, write_json_atomic, write_record
+from shared.store.rebuild import build_index, lost_packs
+from shared.store.record import read_json, write_json_atomic, write_record
 from shared.store.tables import FailureRow, PackRow, VideoRow
 
 PACKAGES = ("motionpack", "numpy", "av", "opencv-contrib-python", "numba", "simplejpeg", "zarr", "cupy-cuda12x",
             "cupy-cuda13x")
+PUBLISH_SHARE = 50   # a publication takes at most so small a share of the time between two
+TRACEBACKS = 20      # kept in a record
+
+
+def check_place(store: Path, root: Path) -> None:
+    """Refuse a folder that is no store, before anything in it is touched. Raises RequestError."""
+    if store == root or store in root.parents:
+        raise RequestError(f"--store {store} holds the videos of {root}; choose a folder of its own")
+    if not store.exists() or (store / "store.json").exists():
+        return
+    if not store.is_dir():
+        raise RequestError(f"--store {store} is a file; expected a folder")
+    if (store / "packs").is_dir():
+        raise RequestError(f"{store} has packs but no store.json; `python -m preprocess.reindex {store}` restores it "
+                           f"from the records")
+    if any(not re.fullmatch(r"\.lock|\..+\.[0-9a-f]{32}\.partial", entry.name) for entry in store.iterdir()):
+        raise RequestError(f"{store} is no store and not empty; choose a new or an empty folder")
+
+
+def agree(store: Path, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
+    """The pipeline as the store has it, and the store's classes. Raises RequestError where they cannot agree."""
+    path = store / "store.json"
+    if not path.exists():
+        return pipeline, ()
+    stored = read_json(path)
+    if stored.get("format") != FORMAT:
+        raise RequestError(f"{store} has format {stored.get('format')!r}; this version writes {FORMAT}")
+    if stored["dataset"] != pipeline.dataset:
+        raise RequestError(f"{store} holds the dataset {stored['dataset']!r}, asked was {pipeline.dataset!r}; "
+                           f"choose another --store")
+    recipe = pipeline.recipe
+    geometries = tuple(stored["recipe"]["clips"]["geometries"])
+    if set(recipe.clips.geometries) <= set(geometries):
+        # A geometry that reindex has added since is made for new packs too.
+        recipe = replace(recipe, clips=replace(recipe.clips, geometries=geometries))
+    different = differences(stored["recipe"], recipe.to_dict())
+    if different:
+        added = set(recipe.clips.geometries) - set(geometries)
+        hint = f"; add a geometry with `python -m preprocess.reindex {store} --clips {min(added)}`" \
+            if added and len(different) == 1 else ""
+        raise RequestError(f"{store} was made with another recipe: {'; '.join(different)}; use the store's settings or "
+                           f"another --store{hint}")
+    return replace(pipeline, recipe=recipe), tuple(stored["classes"])
 
 
 class Session:
@@ -37,16 +81,19 @@ class Session:
         self.packs: dict[str, PackRow] = {}
         self.videos: dict[str, VideoRow] = {}
         self.failures: dict[str, FailureRow] = {}
-        self.pipeline, self.classes = self._agree(pipeline)
+        self.pipeline, stored = agree(store, pipeline)
+        self.classes = stored + tuple(name for name in catalog.classes if name not in stored)
         self.catalog = self._relabel(catalog)
         self.recipe = self.pipeline.recipe
-        self.hash = recipe_hash(self.recipe.to_dict())
+        self.hash = pack_recipe_hash(self.recipe.to_dict())
         self.lock = None
+        self.lost: list[str] = []
+        self.records, self.bad_records = self._read_records()
         self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
         self.record = {}
         self.reports: list[PackReport] = []
-        self.published = time.monotonic()
-        self.started = time.monotonic()
+        self.started = self.published = time.monotonic()
+        self.publishing_s = 0.0
 
     @classmethod
     def look(cls, store: Path, pipeline: Pipeline, catalog: Catalog) -> "Session":
@@ -72,7 +119,8 @@ class Session:
             session.lock = lock
             sweep_partials(store)
             known = Index.load(store) if (store / "current").exists() else None
-            packs, videos, failures = build_index(store, known)
+            session.lost = lost_packs(store, known) if known else []
+            packs, videos, failures = build_index(store, known, drop_lost=True)
             session.packs = {row.pack: row for row in packs}
             session.videos = {row.id: row for row in videos}
             session.failures = {row.video: row for row in failures}
@@ -88,39 +136,7 @@ class Session:
         return self
 
     def __exit__(self, *exception) -> None:
-        if not (self.store / "store.json").exists():
-            # Refused before anything was written: leave no trace.
-            (self.store / ".lock").unlink()
-            if not any(self.store.iterdir()):
-                self.store.rmdir()
         self.lock.__exit__(None, None, None)
-
-    def _agree(self, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
-        """The pipeline and classes as the store has them. Raises RequestError where they cannot agree."""
-        path = self.store / "store.json"
-        if not path.exists():
-            return pipeline, self.catalog.classes
-        stored = read_json(path)
-        if stored.get("format") != FORMAT:
-            raise RequestError(f"{self.store} has format {stored.get('format')!r}; this version writes {FORMAT}")
-        if stored["dataset"] != pipeline.dataset:
-            raise RequestError(f"{self.store} holds the dataset {stored['dataset']!r}, asked was {pipeline.dataset!r}; "
-                               f"choose another --store")
-        recipe = pipeline.recipe
-        geometries = tuple(stored["recipe"]["clips"]["geometries"])
-        if set(recipe.clips.geometries) <= set(geometries):
-            # A geometry that reindex has added since is made for new packs too.
-            recipe = replace(recipe, clips=replace(recipe.clips, geometries=geometries))
-        different = differences(stored["recipe"], recipe.to_dict())
-        if different:
-            added = set(recipe.clips.geometries) - set(geometries)
-            hint = f"; add a geometry with `python -m preprocess.reindex {self.store} --clips {min(added)}`" \
-                if added and len(different) == 1 else ""
-            raise RequestError(f"{self.store} was made with another recipe: {'; '.join(different)}; use the store's "
-                               f"settings or another --store{hint}")
-        classes = tuple(stored["classes"])
-        new = tuple(name for name in self.catalog.classes if name not in classes)
-        return replace(pipeline, recipe=recipe), classes + new
 
     def _relabel(self, catalog: Catalog) -> Catalog:
         """Labels as the store numbers them: classes that came later have later numbers."""
@@ -129,6 +145,16 @@ class Session:
         numbers = {name: number for number, name in enumerate(self.classes)}
         videos = tuple(replace(v, label=numbers.get(v.class_name, -1)) for v in catalog.videos)
         return replace(catalog, classes=self.classes, videos=videos)
+
+    def _read_records(self) -> tuple[list[dict], list[str]]:
+        """The records of earlier runs, oldest first, and the names of those that are damaged."""
+        good, bad = [], []
+        for path in sorted((self.store / "records").glob("[!.]*.json")):
+            try:
+                good.append(read_json(path))
+            except StoreError:
+                bad.append(path.name)
+        return good, bad
 
     @property
     def done(self) -> set[str]:
@@ -155,7 +181,7 @@ class Session:
         if retry_failed:
             todo |= listed & self.failures.keys()
         unfinished = []
-        for record in read_records(self.store).values():
+        for record in self.records:
             unfinished += [PlannedPack.from_list(row) for row in record.get("plan", ()) if row[0] not in self.packs]
         retried = self.attempts() if retry_failed else {}
         plan = planning.make_plan(self.catalog, self.recipe, todo, () if retry_failed else unfinished, retried)
@@ -168,16 +194,18 @@ class Session:
         """Write store.json and the run's record with its plan: from here on the run can be resumed."""
         write_json_atomic(self.store / "store.json", {
             "format": FORMAT, "dataset": self.pipeline.dataset, "classes": list(self.classes),
-            "recipe": self.recipe.to_dict(), "recipe_hash": self.hash})
+            "recipe": self.recipe.to_dict(), "recipe_hash": recipe_hash(self.recipe.to_dict())})
         self.record = {
             "status": "running", "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": shlex.join(sys.argv),
             "versions": versions(), "device": device(self.recipe.flow.backend), "engine": engine,
-            "backend": self.recipe.flow.backend, "recipe_hash": self.hash, "videos_root": str(self.catalog.root),
+            "backend": self.recipe.flow.backend, "dataset": self.pipeline.dataset, "classes": list(self.classes),
+            "recipe": self.recipe.to_dict(), "videos_root": str(self.catalog.root),
             "absent": list(self.catalog.absent), "ignored": self.catalog.ignored,
             "plan": [pack.to_list() for pack in plan.packs]}
         write_record(self.store, self.name, self.record)
         for row in plan.failures:
             self.failures[row.video] = row
+        self.publish()
 
     def replan(self, misplanned: list[Misplanned], plan: Plan) -> list[PlannedPack]:
         """Packs for the videos whose headers were wrong, with what decoding showed; they join the record's plan."""
@@ -197,17 +225,20 @@ class Session:
             if row.id not in failed:
                 self.failures.pop(row.id, None)
         self.failures |= failed
-        if time.monotonic() - self.published > self.pipeline.run.publish_s:
+        if time.monotonic() - self.published > max(self.pipeline.run.publish_s, PUBLISH_SHARE * self.publishing_s):
             self.publish()
 
     def publish(self) -> None:
         """Put what is committed in force."""
+        began = time.monotonic()
         publish(self.store, list(self.packs.values()), list(self.videos.values()))
         write_failures(self.store, list(self.failures.values()))
         self.published = time.monotonic()
+        self.publishing_s = self.published - began
 
     def finish(self, status: str) -> None:
         """Publish, and complete the record: counts, CPU seconds by stage, and what each worker did."""
+        sweep_partials(self.store)
         self.publish()
         wall = time.monotonic() - self.started
         stages, workers = Counter(), {}
@@ -222,7 +253,7 @@ class Session:
             "status": status, "ended": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "wall_s": round(wall, 2),
             "counts": self.counts(), "cpu_seconds": {k: round(v, 2) for k, v in sorted(stages.items())},
             "workers": {name: dict(worker) for name, worker in workers.items()},
-            "tracebacks": [text for report in self.reports for text in report.tracebacks]}
+            "tracebacks": [text for report in self.reports for text in report.tracebacks][:TRACEBACKS]}
         write_record(self.store, self.name, self.record)
 
     def counts(self) -> dict[str, int]:

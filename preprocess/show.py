@@ -4,7 +4,6 @@ A video's picture: frames of its most moving clip, flow, motion boundary, motion
 S-motion with hot cells and crops. Flow and boundary are computed again from the stored frames, the rest is as stored.
 """
 
-import argparse
 import difflib
 import re
 from bisect import bisect_left
@@ -34,8 +33,8 @@ SEARCHED = 5000  # ids compared letter by letter for the nearest one; more would
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
-    parser = argparse.ArgumentParser(prog="python -m preprocess.show", description=__doc__)
-    parser.add_argument("store", type=Path)
+    parser = cli.Arguments(prog="python -m preprocess.show", description=__doc__)
+    parser.add_argument("store", type=cli.folder)
     parser.add_argument("--video", metavar="ID", help="a video of the store; default: an overview of all")
     parser.add_argument("--clips", metavar="LxS", help="clip geometry; default: the recipe's first")
     parser.add_argument("--out", metavar="PNG", type=Path, required=True)

@@ -4,6 +4,7 @@ Stages run side by side in threads and hand windows of frames to one another, so
 length of a video: at 64 frames of 256x344 about 0.5 GB in all, the interpreter and its libraries included.
 """
 
+import errno
 import os
 import queue
 import threading
@@ -76,6 +77,10 @@ class PackReport:
     tracebacks: tuple[str, ...] = ()
 
 
+class FlowError(RuntimeError):
+    """Flow cannot be computed on this machine, whatever the video."""
+
+
 class Overflow(Exception):
     """The video would push the pack past its frame limit."""
 
@@ -84,7 +89,8 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
     """Preprocess the task's videos into one pack; a bad video becomes a failure row and never ends the task.
 
     tell(videos, frames): called with what came to its end since the last call; an engine in this process shows it.
-    Raises OSError where the store cannot be written.
+    Raises OSError where the store cannot be written or the videos' folder has gone, FlowError where the flow backend
+    does not work.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     seconds = {"decode": 0.0, "motion": 0.0}
@@ -104,12 +110,14 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
                     outcome = _add_video(task, video, kept, writer, pool, seconds, tell)
                 except VideoError as error:
                     writer.abort_video()
+                    if error.stage == "open" and not task.root.is_dir():
+                        raise FileNotFoundError(errno.ENOENT, "the videos folder has gone", str(task.root)) from error
                     outcome = FailureRow(video.id, video.path, error.reason, error.stage, attempts)
                 except Overflow:
                     writer.abort_video()
                     outcome = Misplanned(video.id, task.recipe.packs.frames + 1, task.frame_size)
-                except OSError:
-                    raise
+                except (OSError, MemoryError, ImportError, FlowError):
+                    raise   # the machine's fault, not the video's
                 except Exception as error:
                     writer.abort_video()
                     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -164,7 +172,7 @@ def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool
             raise VideoError(f"{error.reason}; fewer good frames before it than a clip's {span}" if count else
                              error.reason, error.stage)
         if error and count <= kept:
-            raise VideoError(f"{error.reason}; the {kept} good frames before it are kept already", error.stage)
+            raise VideoError(f"{error.reason}; its {kept} good frames are kept", error.stage)
         if not count:
             raise VideoError("one frame only: no motion", "decode")
         if error:
@@ -216,7 +224,14 @@ def _flows(windows: Iterable[np.ndarray], task: PackTask, pool: ThreadPoolExecut
     Windows overlap by the frame that still waits for its successor; the video's last frame repeats the flow before it.
     n is a multiple of motion.window but at the end. Raises _TooShort for fewer than two frames.
     """
-    parameters = flow_parameters(task.recipe)
+    parameters, backend = flow_parameters(task.recipe), task.recipe.flow.backend
+
+    def solve(frames: np.ndarray):
+        try:
+            return optical_flow.flow_window(frames, parameters, backend, executor=pool)
+        except Exception as error:
+            raise FlowError(f"flow on {backend}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
     block = task.recipe.motion.window
     rgb = grey = last = None
     for window in windows:
@@ -225,14 +240,14 @@ def _flows(windows: Iterable[np.ndarray], task: PackTask, pool: ThreadPoolExecut
         grey = shades if grey is None else np.concatenate([grey, shades])
         count = (len(rgb) - 1) // block * block
         if count:
-            flow = optical_flow.flow_window(grey[:count + 1], parameters, task.recipe.flow.backend, executor=pool)
+            flow = solve(grey[:count + 1])
             yield rgb[:count], flow
             rgb, grey, last = rgb[count:], grey[count:], flow[-1:]
     if rgb is None or (len(rgb) == 1 and last is None):
         raise _TooShort
     tail = [last]
     if len(rgb) > 1:
-        flow = optical_flow.flow_window(grey, parameters, task.recipe.flow.backend, executor=pool)
+        flow = solve(grey)
         tail = [flow, flow[-1:]]
     yield rgb, motion.namespace(tail[0]).concatenate(tail)
 

@@ -1,5 +1,6 @@
 """What every command shares: exit codes, the one-line refusal, the progress line."""
 
+import argparse
 import difflib
 import errno
 import os
@@ -7,8 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 DONE, FAILURES, REFUSED, STOPPED = 0, 1, 2, 3
+FULL = errno.ENOSPC, errno.EDQUOT
+UNREACHABLE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT
 
 
 class RequestError(ValueError):
@@ -23,19 +27,56 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest known name, or the list of all names."""
     names = sorted(map(str, names))
     close = difflib.get_close_matches(str(name), names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser whose complaints are RequestErrors of one line, and which takes no abbreviated flags."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str):
+        flag = next((word.split("=")[0] for word in message.split() if word.startswith("-")), "")
+        hint = nearest(flag, self._option_string_actions) if message.startswith("unrecognized arguments: -") else ""
+        raise RequestError(f"{message}{hint}; `{self.prog} --help` lists all")
+
+
+def folder(text: str) -> Path:
+    """An argument that names a folder; an empty one, which would mean the current folder, is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a folder argument is empty; give a path, or . for the current folder")
+    return Path(text)
+
+
+def catch_interrupts() -> None:
+    """Ctrl-C and SIGTERM become KeyboardInterrupt, said at once; before `command` runs, one line and exit code 3.
+
+    The first statement of a command's module: importing numba takes a while, and people interrupt that too.
+    """
+    def on_signal(number, frame):
+        print("stopping ...", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt("interrupted" if number == signal.SIGINT else "SIGTERM")
+
+    def hook(kind, error, trace):
+        if not issubclass(kind, KeyboardInterrupt):
+            return sys.__excepthook__(kind, error, trace)
+        os._exit(_say(f"stopped: {error or 'interrupted'} before the work began", STOPPED))
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    sys.excepthook = hook
 
 
 def command(main: Callable[[list[str]], int], resume: str = "run the same command again to go on") -> None:
     """Run `main(argv)` and leave with the contract's exit code.
 
-    Users' mistakes become one line on stderr (2); Ctrl-C, SIGTERM and a full disk become one line and 3.
-    Anything else is a bug of ours and keeps its traceback.
+    Users' mistakes, files that cannot be reached among them, become one line on stderr (2); Ctrl-C, SIGTERM and a full
+    disk become one line and 3. Anything else is a bug of ours and keeps its traceback.
     """
-    def on_sigterm(signum, frame):
-        raise KeyboardInterrupt("SIGTERM")
-
-    signal.signal(signal.SIGTERM, on_sigterm)
+    catch_interrupts()
     try:
         code = main(sys.argv[1:])
     except RequestError as error:
@@ -47,11 +88,15 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
     except BrokenPipeError:
         # The reader of our output left (`| head`): point stdout elsewhere so that the interpreter's flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = STOPPED
+        code = _say(f"stopped: the reader of the output left; {resume}", STOPPED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
+            where = error.filename or "the store"
+            code = _say(f"stopped: no space left for {where}; free some, then {resume}", STOPPED)
+        elif error.errno in UNREACHABLE and error.filename:
+            code = _say(f"error: {error.filename}: {error.strerror}; check the path and its permissions", REFUSED)
+        else:
             raise
-        code = _say(f"stopped: no space left for {error.filename or 'the store'}; free some, then {resume}", STOPPED)
     sys.exit(code)
 
 
@@ -89,7 +134,7 @@ class Progress:
 
     def __init__(self, label: str, total: float, stream=None, plain_s: float = 15.0):
         self.label, self.total = label, total
-        self.stream = stream or sys.stderr
+        self.stream = stream or sys.stderr or open(os.devnull, "w")
         self.terminal = self.stream.isatty()
         self.wait = 0.2 if self.terminal else plain_s
         self.start = self.last = time.monotonic()

@@ -19,9 +19,12 @@ from shared.cli import RequestError, nearest
 from shared.clips import ClipGeometry
 
 
+MAX_WINDOW = 4096  # frames: 3 GB of 256x340 pixels with their flow
+
+
 @dataclass(frozen=True)
 class Frames:
-    """Stored frame size in pixels: the short side (larger videos shrink, none grows), sides a multiple of `multiple`."""
+    """Stored frame size in pixels: short side (larger videos shrink, none grows), sides a multiple of `multiple`."""
 
     short_side: int
     multiple: int
@@ -113,7 +116,10 @@ class Generate:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset preset: its layout on disk, recipe, splits, and what to expect of it."""
+    """A dataset preset: its layout on disk, recipe, splits, and what to expect of it.
+
+    splits: those that the layout's lists define; empty where an annotations CSV names them.
+    """
 
     layout: str
     recipe: str
@@ -135,6 +141,12 @@ class Pipeline:
 def recipe_hash(recipe: dict) -> str:
     """SHA-256 of the recipe's canonical JSON, first 16 hex digits."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def pack_recipe_hash(recipe: dict) -> str:
+    """What a pack's attributes carry: the recipe but for its clip geometries, which reindex may add to later."""
+    clips = {key: value for key, value in recipe["clips"].items() if key != "geometries"}
+    return recipe_hash({**recipe, "clips": clips})
 
 
 def differences(stored: dict, asked: dict, prefix: str = "") -> list[str]:
@@ -200,6 +212,8 @@ def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequ
 
 def _check(pipeline: Pipeline) -> None:
     r = pipeline.recipe
+    if pipeline.run.window > MAX_WINDOW:
+        raise RequestError(f"run.window is {pipeline.run.window}; expected at most {MAX_WINDOW} frames")
     positive = {"frames.short_side": r.frames.short_side, "clips.step": r.clips.step, "packs.videos": r.packs.videos,
                 "packs.frames": r.packs.frames, "motion.window": r.motion.window, "run.window": pipeline.run.window}
     if pipeline.preset.generate:
@@ -223,6 +237,8 @@ def _check(pipeline: Pipeline) -> None:
             raise RequestError(f"{key} is {value!r}{nearest(value, choices)}")
     if not r.clips.geometries:
         raise RequestError("clips.geometries is empty; expected at least one LxS, such as 16x2")
+    if len(set(r.clips.geometries)) < len(r.clips.geometries):
+        raise RequestError(f"clips.geometries names {', '.join(r.clips.geometries)}; expected each once")
     for text in r.clips.geometries:
         try:
             ClipGeometry.parse(text)

@@ -7,7 +7,6 @@ checksum of that file, and `current` names the generation in force. So every byt
 import os
 import re
 import shutil
-import uuid
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from shared.cli import RequestError
 from shared.store.chunks import crc32c
 from shared.store.layout import StoreError, crc_text
-from shared.store.record import fsync_directory, write_atomic, write_synced
+from shared.store.record import fsync_directory, hidden_name, write_atomic, write_synced
 from shared.store.tables import (FAILURE_COLUMNS, PACK_COLUMNS, VIDEO_COLUMNS, FailureRow, PackRow, VideoRow,
                                  parse_files, table_bytes, table_columns)
 
@@ -170,7 +169,7 @@ def publish(store: Path, packs: Sequence[PackRow], videos: Sequence[VideoRow]) -
     past = generations(store)
     number = int(past[-1].split("-")[0]) + 1 if past else 1
     generation = f"{number:06d}-{crc_text(crc32c(sums))}"
-    hidden = folder / f".{generation}.{uuid.uuid4().hex}.partial"
+    hidden = hidden_name(folder / generation)
     hidden.mkdir()
     for name, data in (*tables.items(), (SUMS, sums)):
         write_synced(hidden / name, data)

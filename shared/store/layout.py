@@ -4,6 +4,7 @@ T frames, HxW pixels, hxw motion cells of 8x8 pixels, V videos, C clips of one g
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,11 +33,33 @@ class StoreError(Exception):
 
 @contextmanager
 def damage_stops(store: Path) -> Iterator[None]:
-    """For commands: a StoreError becomes Stopped, which says where to look further."""
+    """For commands: a StoreError becomes Stopped, which says what helps and where to look further."""
     try:
         yield
     except StoreError as error:
-        raise Stopped(f"{error}; `python -m preprocess.check {store}` lists all that is damaged") from error
+        helps = cure(str(error), store)
+        raise Stopped(f"{error}; {helps + '; ' if helps else ''}`python -m preprocess.check {store}` lists all that is "
+                      "damaged") from error
+
+
+# What a fault's text says, first match first, and what helps.
+CURES = [(re.compile(pattern, re.DOTALL), text) for pattern, text in (
+    (r".*(has no clips |keeps no )|store\.json: format ", ""),  # nothing is damaged
+    (r".* lacks clips ", "`python -m preprocess.reindex {store} --clips LxS` adds clips from the stored maps"),
+    (r".* does not belong to ", "move away what does not belong"),
+    (r".*: the index does not list it|.* differs from the index", "preprocess.run, run again, takes in what the packs "
+     "hold; `python -m preprocess.reindex {store}` does it at once"),
+    (r"packs/\d+x\d+/[^/]+: is missing", "run preprocess.run again: it makes lost packs anew"),
+    (r"(pack \S+, video .*?: )?packs/", "delete the damaged pack's folder and run preprocess.run again"),
+    (r"(index|current|store\.json|failures\.(csv|crc32c))\b", "`python -m preprocess.reindex {store}` rebuilds index, "
+     "failures.csv and store.json from packs and records"),
+    (r"records/", "delete the damaged record: nothing but the history needs it"))]
+
+
+def cure(fault: str, store: Path) -> str:
+    """What helps against a fault that a StoreError or preprocess.check names; "" where nothing general does."""
+    fault = fault.replace(f"{store}/", "")
+    return next((text.format(store=store) for pattern, text in CURES if pattern.match(fault)), "")
 
 
 def crc_text(value: int) -> str:
@@ -171,15 +194,6 @@ def clip_arrays(geometry: ClipGeometry, frame_size: tuple[int, int]):
         whole("offset", "<i8", "bounds", "clips", "first clip of each video, then the total"),
         whole("median", "<f4", "videos", MOTION, "median score of the video's clips, NaN without clips"),
     ]
-
-
-def pack_arrays(frame_size: tuple[int, int], geometries: Sequence[ClipGeometry], edges: bool, flow: bool,
-                jpeg_quality: int = JPEG_QUALITY) -> list[ArrayLayout]:
-    """Every array of a pack."""
-    arrays = frame_arrays(frame_size, edges, flow, jpeg_quality)
-    for geometry in geometries:
-        arrays += clip_arrays(geometry, frame_size)
-    return arrays
 
 
 def pack_groups(geometries: Sequence[ClipGeometry]) -> list[str]:

@@ -1,37 +1,96 @@
 """One writing run a store at a time."""
 
+import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shared.cli import RequestError
+
+LOCK = ".lock"
+PATIENCE_S = 1.0  # a check holds the lock, shared, for an instant
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+            errno.ELOOP}
 
 
 @contextmanager
 def store_lock(store: Path) -> Iterator[None]:
     """Hold STORE/.lock while writing. The kernel lets go of it when the process ends, however it ends.
 
-    Raises RequestError when another run holds it.
+    Makes the folder where there is none. Where it holds nothing but the lock at the end, the lock and the folders that
+    were made go again. Raises RequestError when another run holds the lock or the folder cannot be used.
     """
-    store = Path(store)
-    store.mkdir(parents=True, exist_ok=True)
-    fd = os.open(store / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    store, made = Path(store), []
+    fd = None
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(f"another run is writing {store}; wait until it ends, or stop it") from None
+        fd = _acquire(store, made)
         yield
+    except OSError as error:
+        if fd is not None or error.errno not in UNUSABLE:
+            raise
+        raise RequestError(f"--store {store}: {error.filename or store}: {error.strerror}; expected a folder, or a "
+                           "place where one can be made and written; choose another") from error
     finally:
+        if fd is not None:
+            with suppress(FileNotFoundError):  # the folder is gone already
+                if os.listdir(store) == [LOCK]:
+                    (store / LOCK).unlink()
+        with suppress(OSError):  # whatever holds something by now stays
+            for folder in reversed(made):
+                folder.rmdir()
+        if fd is not None:
+            os.close(fd)
+
+
+def _acquire(store: Path, made: list[Path]) -> int:
+    """The descriptor that holds the lock; the folders that had to be made are added to `made`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        _make_folders(store, made)
+        try:
+            fd = os.open(store / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            continue  # a run that was refused has just removed the folder
+        try:
+            held = _try_lock(fd, store / LOCK)
+        except BaseException:
+            os.close(fd)
+            raise
+        if held:
+            return fd
         os.close(fd)
+        if time.monotonic() > deadline:
+            raise RequestError(f"another run is writing {store}; wait until it ends, or stop it")
+        time.sleep(0.02)
+
+
+def _make_folders(store: Path, made: list[Path]) -> None:
+    for folder in (*reversed(store.parents), store):
+        try:
+            folder.mkdir()
+        except OSError:
+            if not folder.is_dir():
+                raise
+        else:
+            made.append(folder)
+
+
+def _try_lock(fd: int, path: Path) -> bool:
+    """Whether `fd` holds the lock of the file that bears the name now: its past holder may have removed the file."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def is_locked(store: Path) -> bool:
-    """Whether a run is writing the store now."""
+    """Whether a run is writing the store now. The shared lock it takes for an instant refuses no run."""
     try:
-        fd = os.open(Path(store) / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(Path(store) / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

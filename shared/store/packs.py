@@ -7,7 +7,6 @@ import dataclasses
 import os
 import shutil
 import time
-import uuid
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -22,7 +21,7 @@ from shared.store.chunks import encode_jpeg, encode_rows, half, quantise_edges, 
 from shared.store.clip_tables import ClipTables
 from shared.store.layout import (FORMAT, JPEG_QUALITY, ArrayLayout, StoreError, document_bytes, frame_arrays,
                                  group_document, pack_groups)
-from shared.store.record import fsync_directory, write_synced
+from shared.store.record import fsync_directory, hidden_name, partials, write_synced
 from shared.store.shards import FrameWriter, RowWriter
 from shared.store.tables import FailureRow, PackRow, VideoRow
 from shared.store.verify import (ROOT, files_on_disk, hash_file, payload_crcs, read_root, root_rows, seal_attributes,
@@ -66,7 +65,7 @@ class PackWriter:
 
         parent = self.store / "packs" / f"{height}x{width}"
         parent.mkdir(parents=True, exist_ok=True)
-        self.hidden = parent / f".{name}.{uuid.uuid4().hex}.partial"
+        self.hidden = hidden_name(parent / name)
         self.hidden.mkdir()
         self.layouts = {layout.name: layout for layout in frame_arrays((height, width), edges, flow, jpeg_quality)}
         for layout in self.layouts.values():
@@ -183,7 +182,8 @@ class PackWriter:
                           "failures": [dataclasses.asdict(row) for row in failures]}
             files, problems = verify_arrays(self.hidden, attributes)
             if problems:
-                raise StoreError(f"{self.path} did not read back as it was written: {'; '.join(problems[:5])}")
+                raise StoreError(f"what was written for {self.path} does not read back: {'; '.join(problems[:5])}; test "
+                                 "the disk and the memory")
         with self._stage("write"):
             attributes = seal_attributes(self.hidden, attributes, files)
             # zarr-python shows whatever has a root, so the root comes last.
@@ -192,13 +192,17 @@ class PackWriter:
             for folder, _, _ in os.walk(self.hidden):
                 fsync_directory(folder)
             row = PackRow(self.name, self.path, self.frames, self.videos, attributes["backend"], files)
+            target = self.store / self.path
             try:
-                os.rename(self.hidden, self.store / self.path)
+                os.rename(self.hidden, target)
             except OSError:
-                if not (self.store / self.path / ROOT).exists():
+                if (target / ROOT).exists():
+                    self.discard()
+                    return load_pack(self.store, self.path)[:2]
+                if not target.exists():
                     raise
-                self.discard()
-                return load_pack(self.store, self.path)[:2]
+                os.rename(target, hidden_name(target))  # a pack that lost its root is none
+                os.rename(self.hidden, target)
             for folder in (self.hidden.parent, self.store / "packs", self.store):
                 fsync_directory(folder)
         return row, self.rows
@@ -261,8 +265,14 @@ def committed_packs(store: Path) -> dict[str, str]:
     for file in sorted(Path(store).glob(f"packs/*/[!.]*/{ROOT}")):
         path = file.parent.relative_to(store).as_posix()
         if packs.setdefault(file.parent.name, path) != path:
-            raise StoreError(f"{store}: {path} and {packs[file.parent.name]} have one name")
+            raise StoreError(f"{store}/{path}: has the name of {packs[file.parent.name]}")
     return packs
+
+
+def rootless_packs(store: Path) -> list[str]:
+    """Folders where a pack should be, relative to the store, that lost their zarr.json."""
+    return sorted(path.relative_to(store).as_posix() for path in Path(store).glob("packs/*/[!.]*")
+                  if path.is_dir() and not (path / ROOT).exists())
 
 
 def load_pack(store: Path, path: str) -> tuple[PackRow, list[VideoRow], list[FailureRow]]:
@@ -276,8 +286,7 @@ def load_pack(store: Path, path: str) -> tuple[PackRow, list[VideoRow], list[Fai
     root = files.pop(ROOT)
     listed = {name: tuple(entry) for name, entry in attributes["files"].items()}
     if files != listed or attributes["chunks"] != payload_crcs(folder, files):
-        raise StoreError(f"{folder}: its files are not those that it lists; run preprocess.check, or delete the folder "
-                         "and run again")
+        raise StoreError(f"{folder}: its files are not those that it lists")
     videos, failures = root_rows(attributes)
     row = PackRow(attributes["pack"], path, attributes["frames"], len(videos), attributes["backend"],
                   {**files, ROOT: root})
@@ -286,9 +295,7 @@ def load_pack(store: Path, path: str) -> tuple[PackRow, list[VideoRow], list[Fai
 
 def sweep_partials(store: Path) -> list[str]:
     """Remove what dead runs left half-written. Only the run that holds the store's lock may. Returns what went."""
-    store = Path(store)
-    swept = sorted({*store.glob("packs/*/.*.partial"), *store.glob("index/.*.partial"), *store.glob(".*.partial"),
-                    *store.glob("records/.*.partial")})
+    swept = partials(store)
     for path in swept:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return [path.relative_to(store).as_posix() for path in swept]

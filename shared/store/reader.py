@@ -129,8 +129,12 @@ class StoreReader:
         """(n, 2, H/2, W/2) float16, full-resolution px/frame, right and down."""
         return self._stack(video, "flow", indices)
 
-    def clip(self, video: str, start: int, geometry: ClipGeometry) -> tuple[np.ndarray, np.ndarray]:
-        """The clip's frames (L, H, W, 3) uint8 and their ST-motion (L, h, w) float16, px/frame per px."""
+    def clip(self, video: str, start: int, geometry: ClipGeometry | str) -> tuple[np.ndarray, np.ndarray]:
+        """The clip's frames (L, H, W, 3) uint8 and their ST-motion (L, h, w) float16, px/frame per px.
+
+        geometry: or its text, such as `16x2`; ValueError for another.
+        """
+        geometry = ClipGeometry.parse(geometry) if isinstance(geometry, str) else geometry
         frames = self.frames(video, range(start, start + geometry.span, geometry.stride))
         return frames, self.motion(video, start, start + geometry.span)[::geometry.stride]
 

@@ -3,18 +3,32 @@
 from pathlib import Path
 
 from shared.store.index import Index
-from shared.store.packs import committed_packs, load_pack
+from shared.store.layout import StoreError
+from shared.store.packs import committed_packs, load_pack, rootless_packs
 from shared.store.tables import FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT, hash_file, read_root, root_rows
 
 
-def build_index(store: Path, known: Index | None = None) -> tuple[list[PackRow], list[VideoRow], list[FailureRow]]:
+def lost_packs(store: Path, known: Index) -> list[str]:
+    """Names of the packs that `known` lists and that are not on disk, or without their root's zarr.json."""
+    return sorted(set(known.packs) - set(committed_packs(store)))
+
+
+def build_index(store: Path, known: Index | None = None,
+                drop_lost: bool = False) -> tuple[list[PackRow], list[VideoRow], list[FailureRow]]:
     """Rows for `publish` and `write_failures` from the packs on disk; packs that `known` lists are not hashed again.
 
     A video may stand in two packs, when a second run decoded more of it: the pack that does not list it as a failure
     wins, then the one with more of its frames. A failure is dropped when the winning pack does not list it. Failures
-    that no pack lists (a video that could not be probed) are not here. Raises StoreError for a damaged pack.
+    that no pack lists (a video that could not be probed) are not here. Raises StoreError for a damaged pack, and for a
+    lost one: listed by `known` and not on disk, or a folder without its root. With drop_lost those are left out, with
+    their videos, for a run to make again.
     """
+    if not drop_lost:
+        for path in rootless_packs(store):
+            raise StoreError(f"{store}/{path}: has no {ROOT}")
+        for name in lost_packs(store, known) if known else ():
+            raise StoreError(f"{store}/{known.pack_row(name).path}: is missing")
     known_packs = set(known.packs) if known else set()
     packs, best, failed = [], {}, {}
     for name, path in committed_packs(store).items():

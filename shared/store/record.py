@@ -9,8 +9,23 @@ from pathlib import Path
 from shared.store.chunks import crc32c
 from shared.store.layout import StoreError, crc_text
 
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
+PARTIAL_CLIPS = re.compile(r"\..+\.\d+x\d+\.partial")  # preprocess.reindex, beside a pack
 _TAIL = re.compile(rb',\n "crc32c": "([0-9a-f]{8})"\n}\n')
 _TAIL_SIZE = len(b',\n "crc32c": "00000000"\n}\n')
+
+
+def hidden_name(path: Path) -> Path:
+    """A name beside `path` for what is not finished, unlike any other; `partials` finds it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def partials(store: Path) -> list[Path]:
+    """What is half-written in a store, or was when its writer died."""
+    store = Path(store)
+    found = {path for pattern in (".*", "index/.*", "records/.*", "packs/*/.*", "packs/*/[!.]*/.zarr.json.*")
+             for path in store.glob(f"{pattern}.partial") if PARTIAL.fullmatch(path.name)}
+    return sorted(found | {path for path in store.glob("packs/*/.*.partial") if PARTIAL_CLIPS.fullmatch(path.name)})
 
 
 def fsync_directory(path: Path) -> None:
@@ -33,7 +48,7 @@ def write_synced(path: Path, data: bytes) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path`: readers see the old bytes or the new ones, also after a crash."""
     path = Path(path)
-    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    hidden = hidden_name(path)
     try:
         write_synced(hidden, data)
         os.replace(hidden, path)

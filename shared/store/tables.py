@@ -8,7 +8,7 @@ import gc
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from shared.store.layout import StoreError, crc_text
 
@@ -33,18 +33,19 @@ class VideoRow:
     note: str = ""
 
     def cells(self) -> list[str]:
-        values = asdict(self)
-        values["splits"] = ";".join(self.splits)
-        values["fps"] = repr(float(self.fps))
-        return [str(value) for value in values.values()]
+        return [self.id, self.path, self.pack, str(self.first_frame), str(self.frames), str(self.label),
+                self.class_name, self.group, ";".join(self.splits), repr(float(self.fps)), str(self.source_height),
+                str(self.source_width), self.note]
 
     def document(self) -> dict:
         """For a pack's attributes. Raises ValueError when the table could not hold the row."""
         if not self.id or not math.isfinite(self.fps) or any(";" in split for split in self.splits):
             raise ValueError(f"video {self.id!r}: fps {self.fps}, splits {self.splits}; expected an id, a finite fps "
                              "(0 for unknown) and split names without ';'")
-        values = asdict(self)
-        return {("class" if key == "class_name" else key): value for key, value in values.items()}
+        return {"id": self.id, "path": self.path, "pack": self.pack, "first_frame": self.first_frame,
+                "frames": self.frames, "label": self.label, "class": self.class_name, "group": self.group,
+                "splits": list(self.splits), "fps": self.fps, "source_height": self.source_height,
+                "source_width": self.source_width, "note": self.note}
 
     @classmethod
     def from_document(cls, document: dict) -> "VideoRow":

@@ -11,6 +11,7 @@ from shared.clips import ClipGeometry
 from shared.store.chunks import crc32c, decode_rows, unseal
 from shared.store.layout import (FORMAT, ArrayLayout, StoreError, clip_arrays, crc_text, document_bytes, frame_arrays,
                                  group_document, pack_groups)
+from shared.store.record import PARTIAL
 from shared.store.shards import ShardReader
 from shared.store.tables import FailureRow, PackRow, VideoRow
 
@@ -60,9 +61,9 @@ def root_rows(attributes: dict) -> tuple[list[VideoRow], list[FailureRow]]:
 
 
 def files_on_disk(path: Path) -> set[str]:
-    """Every file below `path`, relative to it."""
-    return {os.path.relpath(os.path.join(folder, name), path)
-            for folder, _, names in os.walk(path) for name in names}
+    """Every file of the pack at `path`, relative to it; a root that a killed reindex left half-written is none."""
+    names = {os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names}
+    return {name for name in names if not (name.startswith(f".{ROOT}.") and PARTIAL.fullmatch(name))}
 
 
 def hash_file(path: Path) -> tuple[int, int]:
@@ -79,7 +80,7 @@ def hash_shard(path: Path, chunks: int, name: str) -> tuple[tuple[int, int], lis
     try:
         shard = ShardReader(path, chunks)
     except StoreError as error:
-        return (hash_file(path) if path.exists() else (0, 0)), [str(error)]
+        return (hash_file(path) if path.exists() else (0, 0)), [str(error).replace(str(path), name, 1)]
     try:
         order = np.argsort(shard.offset)
         starts, stops = shard.offset[order].astype(np.int64), (shard.offset + shard.nbytes)[order].astype(np.int64)
@@ -109,7 +110,9 @@ def read_whole(path: Path, layout: ArrayLayout, rows: int) -> np.ndarray:
     if rows:
         try:
             decode_rows(unseal(np.frombuffer((path / layout.file).read_bytes(), np.uint8)), out)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise StoreError(f"{path / layout.file}: {error.strerror}") from error
+        except ValueError as error:
             raise StoreError(f"{path / layout.file}: {error}") from error
     return out[:rows]
 
@@ -140,7 +143,7 @@ def verify_arrays(path: Path, attributes: dict) -> tuple[dict[str, tuple[int, in
         try:
             return read_whole(path, layout, count)
         except StoreError as error:
-            problems.append(str(error))
+            problems.append(str(error).removeprefix(f"{path}/"))
 
     def check(layouts, rows):
         for layout in layouts:
@@ -198,33 +201,38 @@ def _clip_problems(geometry, bounds, start, median, frames) -> Iterator[str]:
         yield f"clips/{geometry}/median: NaN and videos without clips do not agree"
 
 
-def verify_pack(store: Path, pack: PackRow, videos: Sequence[VideoRow] | None = None) -> list[str]:
-    """What is wrong with a pack: every file against `pack.files`, every chunk, every count; [] when all is well.
+def verify_pack(store: Path, pack: PackRow, videos: Sequence[VideoRow] | None = None,
+                attributes: dict | None = None) -> list[str]:
+    """What is wrong with a pack: every file against the pack's own list, every chunk, every count, and the pack
+    against its row in the index; [] when all is well.
 
-    videos: the index's rows of the pack; each must stand in the pack's attributes word for word.
+    videos: the index's rows of the pack; each must stand in the pack's attributes word for word. attributes: what
+    `read_root` gave, strict, if the caller has read it.
     """
     path = Path(store) / pack.path
     if not path.is_dir():
         return [f"{pack.path}: is missing"]
     try:
-        attributes = read_root(path, strict=True)
+        attributes = attributes or read_root(path, strict=True)
         files, problems = verify_arrays(path, attributes)
+        files[ROOT] = hash_file(path / ROOT)
     except StoreError as error:
-        return [f"{pack.path}: {error}"]
-    files[ROOT] = hash_file(path / ROOT)
-    for name in sorted(set(files) | set(pack.files)):
+        return [str(error).removeprefix(f"{store}/")]
+    listed = {name: tuple(entry) for name, entry in attributes["files"].items()} | {ROOT: files[ROOT]}
+    for name in sorted(set(files) | set(listed)):
         if name not in files:
             problems.append(f"{name}: is missing")
-        elif files[name] != pack.files.get(name):
-            problems.append(f"{name}: size or checksum differ from the index")
-    listed = {name: tuple(entry) for name, entry in attributes["files"].items()}
-    if listed != {name: entry for name, entry in files.items() if name != ROOT}:
-        problems.append(f"{ROOT}: lists other files, sizes or checksums than there are")
+        elif files[name] != listed.get(name):
+            problems.append(f"{name}: size or checksum differ from the pack's list")
     if attributes["chunks"] != payload_crcs(path, set(files) - {ROOT}):
         problems.append(f"{ROOT}: lists other chunk checksums than there are")
-    if (pack.pack, pack.frames, pack.videos, pack.backend) != (
-            attributes["pack"], attributes["frames"], len(attributes["videos"]), attributes["backend"]):
-        problems.append(f"{ROOT}: name, counts or backend differ from the index")
-    known = {row.id: row for row in root_rows(attributes)[0]}
-    problems += [f"{ROOT}: video {row.id!r} differs from the index" for row in videos or () if known.get(row.id) != row]
-    return [f"{pack.path}/{problem}" for problem in dict.fromkeys(problems)]
+    known = {row["id"]: row for row in attributes["videos"]}
+    differing = [row.id for row in videos or () if known.get(row.id) != row.document()]
+    problems += [f"{ROOT}: video {id!r} differs from the index" for id in differing]
+    problems = [f"{pack.path}/{problem}" for problem in dict.fromkeys(problems)]
+    same = (pack.pack, pack.frames, pack.videos, pack.backend) == (
+        attributes["pack"], attributes["frames"], len(attributes["videos"]), attributes["backend"])
+    if not problems and not (same and files == pack.files):
+        # Such as a pack that got another clip geometry after the index was written.
+        return [f"{pack.path}: is whole, but its row of files and counts differs from the index"]
+    return problems

@@ -13,9 +13,13 @@ import pytest
 
 from preprocess.check import check_store, main
 from shared.cli import RequestError
+from shared.recipe import recipe_hash
 from shared.store.index import FailureRow, Index, publish, write_failures
+from shared.store.layout import document_bytes, group_document
 from shared.store.lock import store_lock
+from shared.store.packs import load_pack, sweep_partials
 from shared.store.record import read_json, write_json_atomic, write_record
+from shared.store.verify import ROOT, read_root, seal_attributes
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -40,8 +44,8 @@ def good_store(tmp_path_factory, maker):
     second = make.pack(store, (21, 18), "p1", [partial])
     publish(store, [first[0], second[0]], first[1] + second[1])
     write_failures(store, [partial, FailureRow("bad", "a/bad.mp4", "no video stream", "open", 2)])
-    write_json_atomic(store / "store.json", {"format": 1, "dataset": "folder", "classes": []})
-    write_record(store, "run-1", {"engine": "serial", "seconds": 1.25})
+    make.describe(store)
+    write_record(store, "run-1", {"engine": "serial", "seconds": 1.25, "status": "done"})
     with store_lock(store):
         pass
     return store
@@ -124,7 +128,8 @@ def test_a_missing_truncated_or_longer_file_is_noticed(store):
 
 @pytest.mark.parametrize("name", ["stray", "packs/stray", "packs/32x40/stray", "packs/32x40/p0/stray",
                                   "packs/32x40/p0/rgb/stray", "index/stray", "records/stray", "index/{current}/stray",
-                                  "packs/32x40/p0/clips/8x8/zarr.json", "packs/8x8/p7/zarr.json"])
+                                  "packs/32x40/p0/clips/8x8/zarr.json", "packs/8x8/p7/zarr.json",
+                                  ".notes.partial", "packs/32x40/.p0.partial", "records/.x.json"])
 def test_a_stray_file_is_noticed(store, name):
     path = store / name.format(current=(store / "current").read_text().strip())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,14 +141,20 @@ def test_a_pack_that_is_gone_and_one_that_is_not_listed(store, maker):
     shutil.move(store / "packs/32x40/p0", store / "packs/32x40/p8")
     problems = check_store(store).problems
     assert "packs/32x40/p0: is missing" in problems
-    assert "packs/32x40/p8: on disk, but the index does not list it" in problems
+    assert "packs/32x40/p8: the index does not list it" in problems
 
 
-def test_an_unlisted_pack_is_checked_too(store, maker):
-    make = maker(9)
-    make.pack(store, (8,), "p2")
-    listed = "packs/32x40/p2: on disk, but the index does not list it"
-    assert check_store(store).problems == [listed]
+def test_an_unlisted_pack_is_checked_too(store, maker, capsys):
+    maker(9, edges=True, flow=True).pack(store, (8,), "p2")
+    assert check_store(store).problems == ["packs/32x40/p2: the index does not list it"]
+    assert main([str(store)]) == 1
+    assert f"what helps: preprocess.run, run again, takes in what the packs hold; `python -m preprocess.reindex {store}`" \
+        in capsys.readouterr().out
+    for status in ("running", "stopped"):
+        write_record(store, "run-2", {"engine": "serial", "status": status})
+        findings = check_store(store)
+        assert findings.problems == [] and findings.notes == [
+            "packs/32x40/p2: not in the index yet; the next run takes it in"]
     flip(store / "packs/32x40/p2/rgb/c.0.0.0.0", 999)
     assert any("p2/rgb/c.0.0.0.0: chunk" in line for line in check_store(store).problems)
 
@@ -154,7 +165,7 @@ def test_rows_that_do_not_agree_with_their_pack(store):
     publish(store, index.pack_rows(), [replace(rows[0], frames=32), *rows[1:]])
     assert any("'p0-0' differs" in line for line in check_store(store).problems)
     publish(store, index.pack_rows(), rows[1:])
-    assert check_store(store).problems == ["packs/32x40/p0: holds video 'p0-0', which the index does not list"]
+    assert check_store(store).problems == ["index: does not list video 'p0-0' of packs/32x40/p0"]
     publish(store, [replace(row, frames=row.frames + 1) for row in index.pack_rows()], rows)
     assert any("counts" in line for line in check_store(store).problems)
     publish(store, index.pack_rows(), [*rows, replace(rows[0], id="ghost")])
@@ -162,7 +173,7 @@ def test_rows_that_do_not_agree_with_their_pack(store):
 
 
 def test_a_label_outside_the_classes(store):
-    write_json_atomic(store / "store.json", {"format": 1, "dataset": "folder", "classes": ["run"]})
+    write_json_atomic(store / "store.json", read_json(store / "store.json") | {"classes": ["run"]})
     assert check_store(store).problems == []
     index = Index.load(store)
     rows = index.rows()
@@ -178,26 +189,30 @@ def test_another_format(store):
 def test_a_standing_failure_that_failures_csv_lacks(store):
     write_failures(store, [FailureRow("bad", "a/bad.mp4", "no video stream", "open", 2)])
     assert check_store(store).problems == [
-        "packs/32x40/p1: failed on video 'p1-1', which failures.csv does not list"]
+        "failures.csv: does not list video 'p1-1', on which packs/32x40/p1 failed"]
 
 
 def test_leftovers_of_a_stopped_run_are_notes(store, maker, capsys):
     make = maker(2)
     make.add(make.writer(store, "killed"), 9)
-    (store / ".current.0.partial").write_text("")
+    (store / f".current.{'0' * 32}.partial").write_text("")
+    (store / f"packs/32x40/p0/.zarr.json.{'a' * 32}.partial").write_text("")  # a reindex killed while it wrote a root
     findings = check_store(store)
-    assert findings.problems == [] and "2 half-written" in findings.notes[0]
+    assert findings.problems == [] and "3 half-written" in findings.notes[0]
     assert main([str(store)]) == 0
-    assert capsys.readouterr().out.startswith("note: 2 half-written")
+    assert capsys.readouterr().out.startswith("note: 3 half-written")
+    assert load_pack(store, "packs/32x40/p0")[0] == Index.load(store).pack_row("p0")
+    assert len(sweep_partials(store)) == 3 and check_store(store).notes == []
 
 
 def test_a_store_that_is_being_written(store, maker):
     with store_lock(store):
-        maker(3).pack(store, (8,), "p2")
-        maker(3).writer(store, "p3")
+        make = maker(3, edges=True, flow=True)
+        make.pack(store, (8,), "p2")
+        make.writer(store, "p3")
         findings = check_store(store)
     assert findings.problems == [] and "a run is writing" in findings.notes[0]
-    assert check_store(store).problems == ["packs/32x40/p2: on disk, but the index does not list it"]
+    assert check_store(store).problems == ["packs/32x40/p2: the index does not list it"]
 
 
 def test_a_lost_index_does_not_hide_the_packs(store):
@@ -218,3 +233,99 @@ def test_no_store(tmp_path):
     with pytest.raises(RequestError, match="is no store; expected a folder with store.json"):
         check_store(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("change, problems", [
+    (lambda recipe: recipe["clips"]["geometries"].append("8x8"), ["lacks clips 8x8 of store.json"]),
+    (lambda recipe: recipe["packs"].update(edges=False), ["edges is True, by store.json False", "recipe_hash is "]),
+    (lambda recipe: recipe["packs"].update(jpeg_quality=70), ["jpeg_quality is 85, by store.json 70", "recipe_hash"]),
+    (lambda recipe: recipe["flow"].update(backend="cuda"), ["backend is 'cpu', by store.json 'cuda'", "recipe_hash"]),
+    (lambda recipe: recipe["clips"].update(step=8), ["recipe_hash is "]),
+])
+def test_packs_of_another_recipe(store, change, problems):
+    document = read_json(store / "store.json")
+    change(document["recipe"])
+    stale = f"store.json: recipe_hash is '{document['recipe_hash']}', that of its recipe "
+    write_json_atomic(store / "store.json", document)
+    assert check_store(store).problems[0].startswith(stale)
+    write_json_atomic(store / "store.json", document | {"recipe_hash": recipe_hash(document["recipe"])})
+    found = check_store(store).problems
+    assert len(found) == 2 * len(problems)
+    for pack in ("p0", "p1"):
+        lines = [line for line in found if line.startswith(f"packs/32x40/{pack}: ")]
+        assert all(text in line for text, line in zip(sorted(problems), sorted(lines), strict=True))
+
+
+@pytest.mark.parametrize("name, texts", [
+    ("index/{current}/videos.csv", ["preprocess.reindex {store}` rebuilds"]), ("current", ["{store}` rebuilds"]),
+    ("store.json", ["{store}` rebuilds"]), ("failures.csv", ["{store}` rebuilds"]),
+    ("records/run-1.json", ["delete the damaged record"]),
+    ("packs/32x40/p0/rgb/c.0.0.0.0", ["delete the damaged pack's folder"]),
+    ("packs/32x40/p1/zarr.json", ["delete the damaged pack's folder"])])
+def test_what_helps_is_said_once(store, capsys, name, texts):
+    file = store / name.format(current=(store / "current").read_text().strip())
+    flip(file, 8 * (file.stat().st_size // 2))
+    assert main([str(store)]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("what helps: ")]
+    assert len(lines) == len(texts) and all(text.format(store=store) in line for text, line in zip(texts, lines))
+
+
+def test_a_fault_names_its_file_once(store):
+    (store / "packs/32x40/p0/rgb/c.0.0.0.0").unlink()
+    (store / "packs/32x40/p1/frame_offset/c.0").unlink()
+    problems = check_store(store).problems
+    assert "packs/32x40/p0/rgb/c.0.0.0.0: No such file or directory" in problems
+    assert all(line.count("packs/") == 1 and str(store) not in line and "Errno" not in line for line in problems)
+
+
+def test_before_the_first_publication_and_after_an_empty_one(tmp_path, maker):
+    store = tmp_path / "store"
+    store.mkdir()
+    maker(1).describe(store)
+    findings = check_store(store)
+    assert (findings.problems, findings.notes) == ([], ["nothing is published yet"])
+    publish(store, [], [])
+    write_failures(store, [])
+    findings = check_store(store)
+    assert (findings.problems, findings.notes, findings.videos) == ([], [], 0)
+
+
+def test_packs_without_a_record(store):
+    shutil.rmtree(store / "records")
+    findings = check_store(store)
+    assert findings.problems == [] and findings.notes == ["no record in records/ says how the packs were made"]
+
+
+def test_a_pack_that_differs_from_a_stale_index(store):
+    """A reindex that was killed after it renewed a pack's root: the pack is whole, the index is behind."""
+    path = store / "packs/32x40/p0"
+    attributes = read_root(path) | {"note": "changed"}
+    listed = {name: tuple(entry) for name, entry in attributes["files"].items()}
+    (path / ROOT).write_bytes(document_bytes(group_document(seal_attributes(path, attributes, listed))))
+    assert check_store(store).problems == ["packs/32x40/p0: is whole, but its row of files and counts differs from the "
+                                           "index"]
+    with store_lock(store):
+        assert check_store(store).problems == []
+
+
+def test_a_generation_that_goes_while_check_looks(store, monkeypatch):
+    """A run publishes between the listing of the generations and their reading."""
+    from preprocess import check
+    real, index = check.generations, Index.load(store)
+    calls = []
+
+    def listing(path):
+        names = real(path)
+        calls.append(names)
+        if len(calls) == 1:
+            for _ in range(2):
+                publish(store, index.pack_rows(), index.rows())
+        return names
+    monkeypatch.setattr(check, "generations", listing)
+    assert check_store(store).problems == []
+    assert len(calls) == 4 and calls[0] != calls[2]
+
+
+def test_a_pack_that_lost_its_root(store):
+    (store / "packs/32x40/p0/zarr.json").unlink()
+    assert check_store(store).problems == ["packs/32x40/p0/zarr.json: No such file or directory"]

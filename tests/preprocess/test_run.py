@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import zarr
 
-from preprocess import check, plan, reindex, run
+from preprocess import check, plan, reindex, run, task
 from preprocess.decode import probe
-from shared.cli import RequestError
+from shared.cli import RequestError, Stopped
 from shared.store.index import Index, read_failures
 from shared.store.reader import StoreReader
 from shared.store.record import read_json, read_records
@@ -155,7 +155,7 @@ def test_two_runs_on_one_store_the_second_stops(small_videos, tmp_path):
     try:
         while not (store / "store.json").exists() and first.poll() is None:
             time.sleep(0.02)
-        second = start(small_videos, store)
+        second = start(small_videos, store, "--flow", "opencv", "--set", "preset=reference")
         out, err = second.communicate(timeout=120)
         assert second.returncode == 2 and len(err.splitlines()) == 1
         assert f"another run is writing {store}" in err
@@ -338,6 +338,13 @@ def test_a_lost_index_is_rebuilt_from_the_packs(finished, tmp_path):
     (["--dataset", "folder", "--videos", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
     (["--dataset", "folder", "--videos", ".", "--set", "stp=1"], "--set 'stp' is no setting; did you mean 'step'?"),
     (["--dataset", "folder", "--videos", ".", "--set", "warps=0"], "warps"),
+    (["--dataset", "folder", "--video", "."], "unrecognized arguments: --video .; did you mean '--videos'?"),
+    (["--videos", "."], "the following arguments are required: --dataset"),
+    (["--dataset", "folder", "--engine", "seral"], "did you mean 'serial'?"),
+    (["--dataset", "folder", "--flow", "gpu", "--videos", "."], "backend"),
+    (["--dataset", "folder", "--videos", ""], "a folder argument is empty"),
+    (["--dataset", "folder", "--videos", ".", "--set", "geometries=[16x2,16x2]"], "expected each once"),
+    (["--dataset", "folder", "--videos", ".", "--set", "run.window=1000000000"], "expected at most 4096 frames"),
 ])
 def test_a_wrong_request_is_one_line_and_exit_2(more, message, tmp_path):
     result = subprocess.run([sys.executable, "-m", "preprocess.run", "--store", str(tmp_path / "store"), *more],
@@ -347,8 +354,7 @@ def test_a_wrong_request_is_one_line_and_exit_2(more, message, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("name", ["current", "store.json", "failures.csv", "index/*/videos.csv", "packs/*/*/zarr.json",
-                                  "records/*.json"])
+@pytest.mark.parametrize("name", ["current", "store.json", "failures.csv", "index/*/videos.csv", "packs/*/*/zarr.json"])
 def test_a_damaged_store_stops_the_run_and_is_named(finished, small_videos, tmp_path, name):
     store = tmp_path / "store"
     shutil.copytree(finished, store)
@@ -362,6 +368,108 @@ def test_a_damaged_store_stops_the_run_and_is_named(finished, small_videos, tmp_
     assert "Traceback" not in result.stderr and file.name in result.stderr.splitlines()[-1]
     assert f"python -m preprocess.check {store}" in result.stderr
     assert check.main([str(store)]) == 1
+
+
+def test_a_damaged_record_is_left_aside(finished, small_videos, tmp_path, capsys):
+    store = tmp_path / "store"
+    shutil.copytree(finished, store)
+    record = next(store.glob("records/*.json"))
+    record.write_bytes(record.read_bytes()[:100])
+    assert preprocess(small_videos, store) == 0
+    assert f"1 records are damaged and left aside (first {record.name})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lost", ["store.json", "index", "current", "failures.csv", "failures.crc32c"])
+def test_reindex_restores_what_is_lost_beside_the_packs(finished, small_videos, tmp_path, lost):
+    store = tmp_path / "store"
+    shutil.copytree(finished, store)
+    shutil.rmtree(store / lost) if (store / lost).is_dir() else (store / lost).unlink()
+    if lost == "store.json":
+        with pytest.raises(RequestError, match="has packs but no store.json; `python -m preprocess.reindex"):
+            preprocess(small_videos, store, "--set", "preset=fast")
+    assert reindex.main([str(store)]) == 0
+    check_passes(store)
+    assert Index.load(store).rows() == Index.load(finished).rows()
+    assert read_json(store / "store.json") == read_json(finished / "store.json")
+    assert preprocess(small_videos, store) == 0
+
+
+def test_a_pack_that_lost_its_root_is_made_again(finished, small_videos, tmp_path, capsys):
+    store = tmp_path / "store"
+    shutil.copytree(finished, store)
+    sorted(store.glob("packs/*/*/zarr.json"))[0].unlink()
+    with pytest.raises(Stopped):
+        reindex.main([str(store)])
+    assert preprocess(small_videos, store) == 0
+    assert "1 packs of the index are not on disk; their videos are done again" in capsys.readouterr().out
+    assert arrays(store) == arrays(finished)
+    check_passes(store)
+
+
+@pytest.mark.parametrize("case", ["a folder of others", "the videos", "above the videos", "a file", "below a file"])
+def test_a_place_that_is_no_store_is_left_alone(small_videos, tmp_path, case):
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / ".notes.partial").write_text("mine")
+    (place / "file").write_text("mine")
+    store = {"a folder of others": place, "the videos": small_videos, "above the videos": small_videos.parent,
+             "a file": place / "file", "below a file": place / "file/store"}[case]
+    before = sorted(small_videos.rglob("*"))
+    result = subprocess.run([sys.executable, "-m", "preprocess.run", "--dataset", "folder", "--videos",
+                             str(small_videos), "--store", str(store), *SMALL], capture_output=True, text=True)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert sorted(path.name for path in place.iterdir()) == [".notes.partial", "file"]
+    assert sorted(small_videos.rglob("*")) == before and not (small_videos.parent / ".lock").exists()
+
+
+def test_a_refused_request_makes_no_synthetic_videos(finished, tmp_path):
+    with pytest.raises(RequestError, match="holds the dataset 'folder'"):
+        run.main(["--dataset", "synthetic", "--videos", str(tmp_path / "videos"), "--store", str(finished)])
+    assert not (tmp_path / "videos").exists()
+
+
+def test_a_flow_backend_that_fails_is_not_the_videos_fault(small_videos, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("cannot cache function")
+
+    monkeypatch.setattr(task.optical_flow, "flow_window", fail)
+    with pytest.raises(Stopped, match="flow on cpu: RuntimeError: cannot cache function"):
+        preprocess(small_videos, tmp_path / "store", "--flow", "cpu")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_videos_folder_that_goes_away_stops_the_run(small_videos, tmp_path, monkeypatch):
+    videos, store = tmp_path / "videos", tmp_path / "store"
+    shutil.copytree(small_videos, videos)
+    measure = plan.measure_cost
+
+    def unmount(*args):
+        cost = measure(*args)
+        videos.rename(tmp_path / "elsewhere")
+        return cost
+
+    monkeypatch.setattr(plan, "measure_cost", unmount)
+    with pytest.raises(Stopped, match="the videos folder has gone"):
+        preprocess(videos, store)
+    assert read_failures(store) == []
+
+
+def test_the_maclr_recipe_adds_edges_and_its_clips(small_videos, tmp_path):
+    store = tmp_path / "store"
+    assert preprocess(small_videos, store, "--recipe", "maclr", "--set", "geometries=16x2,4x8") == 0
+    reader = StoreReader(store)
+    video = reader.index.id[0]
+    assert reader.edges(video, range(40)).shape == (40, 2, 32, 40) and len(reader.clips(video, "4x8").start) == 4
+    check_passes(store)
+
+
+def test_an_early_interrupt_is_one_line(small_videos, tmp_path):
+    process = start(small_videos, tmp_path / "store")
+    time.sleep(0.25)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    if process.returncode != -signal.SIGINT:           # before our first statement Python itself ends
+        assert process.returncode == 3 and "Traceback" not in err
 
 
 def test_a_full_disk_stops_with_exit_3(small_videos, tmp_path):

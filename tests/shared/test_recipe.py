@@ -13,7 +13,7 @@ def test_every_value_carries_its_mark():
     text = recipe.pipelines_path().read_text()
     recipes = text[text.index("\nrecipes:"):]
     for number, line in enumerate(recipes.splitlines()):
-        if re.match(r"\s+\w+: +\S", line) and not line.strip().startswith(("about:", "#")):
+        if re.match(r"\s+\w+: +[^&#\s]", line) and not line.strip().startswith(("about:", "#")):
             assert re.search(r"# .*(paper|released code|ours)", line), f"no mark: {line}"
 
 
@@ -56,6 +56,15 @@ def test_set_lists_and_floats():
 def test_mistakes_are_named(settings, message):
     with pytest.raises(RequestError, match=re.escape(message)):
         recipe.load_pipeline("folder" if settings != ["frames=10"] else "synthetic", settings=settings)
+
+
+def test_the_maclr_recipe_differs_only_in_what_it_keeps():
+    motion, maclr = (recipe.load_pipeline("folder", name).recipe.to_dict() for name in ("motion", "maclr"))
+    assert recipe.differences(motion, maclr) == ["clips.geometries: stored ['16x2'], asked ['16x2', '8x8']",
+                                                 "packs.edges: stored False, asked True"]
+    maclr["packs"]["edges"] = False
+    assert recipe.pack_recipe_hash(motion) == recipe.pack_recipe_hash(maclr)
+    assert recipe.recipe_hash(motion) != recipe.recipe_hash(maclr)
 
 
 def test_unknown_dataset_and_recipe():

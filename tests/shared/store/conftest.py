@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shared.clips import ClipGeometry, ClipIndex
+from shared.recipe import pack_recipe_hash, recipe_hash
 from shared.store.index import VideoRow, publish, write_failures
 from shared.store.packs import PackWriter
 from shared.store.record import write_json_atomic, write_record
@@ -33,9 +34,21 @@ class Maker:
         self.rng, self.size, self.geometries = np.random.default_rng(seed), size, geometries
         self.edges, self.flow = edges, flow
 
+    @property
+    def recipe(self) -> dict:
+        """What a recipe says of packs."""
+        return {"flow": {"backend": "cpu"}, "clips": {"geometries": [str(g) for g in self.geometries], "step": 2},
+                "packs": {"jpeg_quality": 85, "edges": self.edges, "flow": self.flow}}
+
+    def describe(self, store, **changes):
+        """Write store.json."""
+        write_json_atomic(store / "store.json", {
+            "format": 1, "dataset": "folder", "classes": [], "recipe": self.recipe,
+            "recipe_hash": recipe_hash(self.recipe), **changes})
+
     def writer(self, store, name="p0", **options):
         return PackWriter(store, name, self.size, geometries=self.geometries, edges=self.edges, flow=self.flow,
-                          attributes={"backend": "cpu", "recipe_hash": "0123"}, **options)
+                          attributes={"backend": "cpu", "recipe_hash": pack_recipe_hash(self.recipe)}, **options)
 
     def content(self, frames) -> Content:
         rng, (height, width) = self.rng, self.size
@@ -90,7 +103,7 @@ def small_store(tmp_path):
     second = maker.pack(store, (21, 18), "p1")
     publish(store, [first[0], second[0]], first[1] + second[1])
     write_failures(store, [FailureRow("bad", "a/bad.mp4", "no video stream", "open", 2)])
-    write_json_atomic(store / "store.json", {"format": 1, "dataset": "folder", "classes": []})
+    maker.describe(store)
     write_record(store, "run-1", {"engine": "serial"})
     contents = {row.id: content for _, rows, many in (first, second) for row, content in zip(rows, many)}
     return store, contents

@@ -2,7 +2,8 @@
 
 import csv
 import os
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from shared.store.index import (FailureRow, Index, PackRow, VideoRow, generation
                                 write_failures)
 from shared.store.layout import StoreError
 from shared.store.packs import load_pack
-from shared.store.rebuild import build_index
+from shared.store.reader import StoreReader
+from shared.store.rebuild import build_index, lost_packs
 
 HEADER = "id,path,pack,first_frame,frames,label,class,group,splits,fps,source_height,source_width,note"
 # Whatever a file system or a container can hold: quotes, commas, newlines, bytes that are no UTF-8.
@@ -264,3 +266,38 @@ def test_a_changed_root_makes_a_known_pack_be_hashed(small_store):
     packs, _, _ = build_index(store, known)
     assert packs[0].files[ROOT] != known.pack_row("p0").files[ROOT]
     assert replace(packs[0], files={}) == replace(known.pack_row("p0"), files={})
+
+
+@pytest.mark.parametrize("folder_left", [True, False])
+def test_a_lost_pack(small_store, folder_left):
+    store, _ = small_store
+    known = Index.load(store)
+    (store / "packs/32x40/p0/zarr.json").unlink() if folder_left else shutil.rmtree(store / "packs/32x40/p0")
+    assert lost_packs(store, known) == ["p0"]
+    with pytest.raises(StoreError, match="packs/32x40/p0: (has no zarr.json|is missing)"):
+        build_index(store, known)
+    if folder_left:
+        with pytest.raises(StoreError, match="packs/32x40/p0: has no zarr.json"):
+            build_index(store)
+    packs, videos, _ = build_index(store, known, drop_lost=True)
+    assert packs == [known.pack_row("p1")] and {row.pack for row in videos} == {"p1"}
+
+
+def test_rows_are_written_field_by_field():
+    """The slow, obvious way: every field in the order of the columns."""
+    row = VideoRow("v", "a/b.mp4", "p0", 3, 4, 5, "run", "g", ("train", "val"), 29.97, 240, 320, "rotated")
+    obvious = asdict(row) | {"splits": "train;val", "fps": "29.97"}
+    assert row.cells() == [str(value) for value in obvious.values()]
+    assert list(row.document().values()) == list((asdict(row) | {"splits": ["train", "val"]}).values())
+    assert list(row.document()) == HEADER.split(",")
+
+
+def test_an_empty_index(tmp_path):
+    publish(tmp_path, [], [])
+    index = Index.load(tmp_path)
+    assert (len(index), index.rows(), index.packs, index.splits) == (0, [], [], [])
+    assert index.fps.shape == (0,) and "v" not in index
+    with pytest.raises(StoreError, match="has no split 'train'; it has none"):
+        index.in_split("train")
+    with pytest.raises(StoreError, match="holds no video 'v'"):
+        StoreReader(tmp_path).frames("v", [0])

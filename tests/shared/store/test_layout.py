@@ -1,13 +1,16 @@
 """FORMAT 1 as written down, and zarr-python's own reading of the documents."""
 
 import json
+from pathlib import Path
 
 import pytest
 import zarr
 
 import shared.store.codecs  # noqa: F401  (registers motionpack.jpeg)
+from shared.cli import Stopped
 from shared.clips import ClipGeometry
-from shared.store.layout import document_bytes, pack_arrays, pack_groups
+from shared.store.layout import (StoreError, clip_arrays, cure, damage_stops, document_bytes, frame_arrays,
+                                 pack_groups)
 
 # name: dtype, shape, inner chunk of T = 50 frames, V = 3 videos, C = 40 clips at 64x80 (the table of the format).
 TABLE = {
@@ -28,7 +31,7 @@ ROWS = {"frames": 50, "videos": 3, "bounds": 4, "clips": 40}
 
 
 def layouts(edges=True, flow=True):
-    return pack_arrays((64, 80), [ClipGeometry(16, 2)], edges, flow)
+    return frame_arrays((64, 80), edges, flow) + clip_arrays(ClipGeometry(16, 2), (64, 80))
 
 
 def test_table_of_the_format(tmp_path):
@@ -71,3 +74,25 @@ def test_a_pack_has_at_most_26_files(edges, flow, files):
 def test_documents_are_strict_json():
     for layout in layouts():
         json.loads(document_bytes(layout.document(3)), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.mark.parametrize("fault, helps", [
+    ("/a/packs/s/index/000001-0/videos.csv: does not match its checksum", "preprocess.reindex /a/packs/s"),
+    ("/a/packs/s/current: b'x' names no generation of the index", "preprocess.reindex"),
+    ("/a/packs/s/store.json: does not match its checksum", "preprocess.reindex"),
+    ("/a/packs/s/records/r.json: does not match its checksum", "delete the damaged record"),
+    ("/a/packs/s/packs/32x40/p0: its files are not those that it lists", "delete the damaged pack's folder"),
+    ("pack p0, video 'a/b': /a/packs/s/packs/32x40/p0/rgb/c: chunk 3: bad checksum", "delete the damaged pack's folder"),
+    ("/a/packs/s/packs/32x40/p0: is missing", "run preprocess.run again"),
+])
+def test_damage_says_what_helps(fault, helps):
+    with pytest.raises(Stopped, match="preprocess.check /a/packs/s` lists all") as caught:
+        with damage_stops(Path("/a/packs/s")):
+            raise StoreError(fault)
+    assert str(caught.value).startswith(f"{fault}; ") and helps in str(caught.value).removeprefix(fault)
+
+
+@pytest.mark.parametrize("fault", ["/a/packs/s holds no video 'packs/x'", "pack p0, video 'v': has no clips 8x8; add",
+                                   "pack p0, video 'v': /a/packs/s/packs/32x40/p0: keeps no flow"])
+def test_a_request_that_finds_nothing_is_no_damage(fault):
+    assert cure(fault, Path("/a/packs/s")) == ""

@@ -22,7 +22,7 @@ from shared.clips import ClipGeometry, ClipIndex
 from shared.store.chunks import decode_edges, half
 from shared.store.index import FailureRow, VideoRow
 from shared.store.layout import StoreError
-from shared.store.packs import committed_packs, load_pack, sweep_partials
+from shared.store.packs import committed_packs, load_pack, rootless_packs, sweep_partials
 from shared.store.verify import read_root, verify_pack
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -114,7 +114,7 @@ def test_the_root_says_what_the_pack_is(tmp_path, make):
     row, rows, _ = make().pack(tmp_path, (12, 3), failures=[failure])
     attributes = read_root(tmp_path / row.path)
     assert attributes["format"] == 1 and attributes["pack"] == "p0" and attributes["frame_size"] == [32, 40]
-    assert attributes["backend"] == row.backend == "cpu" and attributes["recipe_hash"] == "0123"
+    assert attributes["backend"] == row.backend == "cpu" and len(attributes["recipe_hash"]) == 16
     assert load_pack(tmp_path, row.path) == (row, rows, [failure])
     assert dict(zarr.open_group(tmp_path / row.path, mode="r").attrs) == attributes
     assert len(row.files) == 23
@@ -380,3 +380,34 @@ def test_rows_of_the_index_are_compared_with_the_pack(tmp_path, make):
         "packs/32x40/p0/zarr.json: video 'p0-1' differs from the index"]
     assert verify_pack(tmp_path, replace(row, frames=26), rows)
     assert verify_pack(tmp_path, replace(row, path="packs/32x40/p7"), rows) == ["packs/32x40/p7: is missing"]
+
+
+def test_only_our_own_partials_are_swept(tmp_path, make):
+    make().pack(tmp_path, (5,))
+    code = "0123456789abcdef" * 2
+    ours = [f".current.{code}.partial", f"index/.000001-00000000.{code}.partial", f"records/.r.json.{code}.partial",
+            f"packs/32x40/.p1.{code}.partial", "packs/32x40/.p0.8x8.partial", f"packs/32x40/p0/.zarr.json.{code}.partial"]
+    theirs = [".download.partial", ".notes.8x8.partial", f"film.{code}.partial", "packs/32x40/.p0.partial",
+              f"packs/32x40/p0/.x.{code}.partial", f"elsewhere/.a.{code}.partial", f".a.{code[1:]}.partial"]
+    for name in (*ours, *theirs):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "target").mkdir()
+    ours.append(f".link.{code}.partial")
+    (tmp_path / ours[-1]).symlink_to(tmp_path / "target")
+    assert sorted(sweep_partials(tmp_path)) == sorted(ours)
+    assert all((tmp_path / name).exists() for name in (*theirs, "target"))
+    assert not any(os.path.lexists(tmp_path / name) for name in ours)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_lost_its_root_makes_way(tmp_path, make, folder):
+    row, _, _ = make(1).pack(tmp_path, (9, 4))
+    (tmp_path / row.path / "zarr.json").unlink()
+    assert committed_packs(tmp_path) == {} and rootless_packs(tmp_path) == ["packs/32x40/p0"]
+    if not folder:
+        shutil.rmtree(tmp_path / row.path)
+        (tmp_path / row.path).write_text("a file in the pack's place")
+    again, rows, _ = make(1).pack(tmp_path, (9, 4))
+    assert again == row and verify_pack(tmp_path, row, rows) == [] and rootless_packs(tmp_path) == []
+    assert len(sweep_partials(tmp_path)) == 1 and os.listdir(tmp_path / "packs/32x40") == ["p0"]

@@ -81,7 +81,7 @@ def test_a_stride_2_clip_is_one_range_and_its_maps_another(store):
     for video, (group, first, frames, _) in videos.items():
         for start in range(frames - geometry.span + 1):
             reader = StoreReader(path, gap=0)
-            rgb, motion = reader.clip(video, start, geometry)
+            rgb, motion = reader.clip(video, start, "16x2" if start % 2 else geometry)
             rows = np.arange(first + start, first + start + geometry.span, 2)
             assert np.array_equal(rgb, group["rgb"].oindex[rows])
             assert np.array_equal(motion, group["st_motion"].oindex[rows])
@@ -160,6 +160,7 @@ def test_forked_workers_share_what_the_parent_opened(store):
     (lambda r: r.motion("p0-1", 3, 2), "frames 3 to 2"),
     (lambda r: r.clips("p0-1", "8x8"), r"pack p0, video 'p0-1': has no clips 8x8; add them with preprocess.reindex"),
     (lambda r: r.clips("p0-1", "8by8"), "expected LxS"),
+    (lambda r: r.clip("p0-1", 0, "8by8"), "expected LxS"),
 ])
 def test_what_is_not_there_is_named(store, call, message):
     reader = StoreReader(store[0])

@@ -1,9 +1,12 @@
 """Files that appear whole or not at all, and the lock."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -95,3 +98,112 @@ def test_one_run_at_a_time(tmp_path, request):
         child.stdout.close()
     with store_lock(store):  # the kernel let go of the killed run's lock
         assert os.path.getsize(store / ".lock") == 0
+
+
+def test_a_glance_refuses_no_run(tmp_path):
+    """check holds the lock, shared, for an instant: a run that starts just then waits for it."""
+    (tmp_path / ".lock").touch()
+    fd = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    timer = threading.Timer(0.2, os.close, [fd])
+    timer.start()
+    with store_lock(tmp_path):
+        assert is_locked(tmp_path)
+    timer.join()
+
+
+@pytest.mark.parametrize("existing", ["", "a", "a/b/store"])
+def test_what_was_never_written_leaves_no_trace(tmp_path, existing):
+    (tmp_path / existing).mkdir(parents=True, exist_ok=True)
+    store = tmp_path / "a/b/store"
+    for error in (None, RequestError("refused")):
+        try:
+            with store_lock(store):
+                assert os.listdir(store) == [".lock"]
+                if error:
+                    raise error
+        except RequestError as caught:
+            assert caught is error
+        assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+            "/".join(existing.split("/")[:i + 1]) for i in range(existing.count("/") + 1) if existing]
+
+
+def test_what_was_written_stays(tmp_path):
+    store = tmp_path / "a/store"
+    with store_lock(store):
+        (store / "store.json").write_text("x")
+    assert sorted(os.listdir(store)) == [".lock", "store.json"]
+
+
+def test_a_lock_file_that_was_removed_is_not_held(tmp_path, monkeypatch):
+    """A run waits on the file that its holder removes: it must lock the file that others find."""
+    real, first = fcntl.flock, []
+
+    def flock(fd, how):
+        real(fd, how)
+        if not first:
+            first.append(fd)
+            (tmp_path / ".lock").unlink()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with store_lock(tmp_path):
+        assert (tmp_path / ".lock").exists() and is_locked(tmp_path)
+        with pytest.raises(RequestError, match="another run"):
+            with store_lock(tmp_path):
+                pass
+
+
+CONTEND = """
+import sys, os
+sys.path.insert(0, sys.argv[2])
+from shared.cli import RequestError
+from shared.store.lock import store_lock
+held = 0
+for _ in range(150):
+    try:
+        with store_lock(sys.argv[1]):
+            os.close(os.open(sys.argv[3], os.O_CREAT | os.O_EXCL))  # fails where another holds it too
+            os.unlink(sys.argv[3])
+            held += 1
+    except RequestError:
+        pass
+print(held)
+"""
+
+
+def test_never_two_holders_while_the_folder_comes_and_goes(tmp_path, request):
+    arguments = [str(tmp_path / "a/store"), str(request.config.rootpath), str(tmp_path / "held")]
+    children = [subprocess.Popen([sys.executable, "-c", CONTEND, *arguments], stdout=subprocess.PIPE, text=True)
+                for _ in range(3)]
+    held = [int(child.communicate(timeout=60)[0]) for child in children]
+    assert [child.returncode for child in children] == [0, 0, 0] and min(held) > 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["afile", "afile/x", "afile/x/y", "n" * 300])
+def test_places_where_no_store_can_be(tmp_path, name):
+    (tmp_path / "afile").write_text("x")
+    with pytest.raises(RequestError, match=r"--store .*expected a folder.*choose another"):
+        with store_lock(tmp_path / name):
+            pass
+    assert os.listdir(tmp_path) == ["afile"]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_place_that_cannot_be_written(tmp_path, monkeypatch, code):
+    real = os.open
+
+    def refuse(path, *args, **options):
+        if str(path).endswith(".lock"):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, *args, **options)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RequestError, match=os.strerror(code)):
+        with store_lock(tmp_path / "a/store"):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_of_the_run_itself_passes(tmp_path):
+    with pytest.raises(PermissionError):
+        with store_lock(tmp_path):
+            raise PermissionError(errno.EACCES, "denied", "elsewhere")
