@@ -69,14 +69,14 @@ def check_store(store: Path) -> Findings:
     if findings.problems:
         findings, summary = _look(store)  # a run may have published between two glances of the first look
     listed, index = summary.listed, summary.index
-    videos = _rows_by_pack(index) if index else {}
-    if index:
+    videos = _rows_by_pack(index) if index is not None else {}
+    if index is not None:
         findings.packs, findings.videos, findings.frames = len(listed), len(index), int(index.frames.sum())
     progress = Progress("checking", sum(_bytes(row) for row in listed.values()))
     for path in sorted(summary.on_disk | set(listed)):
         problems = _check_pack(summary, findings, path, videos)
         if problems and is_locked(store):
-            # A reindex renews a pack's root after the clips, and the index after many packs.
+            # Look again: a reindex renews a pack's root after the clips, and the index after many packs.
             problems = [line for line in _check_pack(summary, findings, path, videos)
                         if not line.endswith("differs from the index")]
         findings.problems += problems
@@ -112,7 +112,7 @@ def _look(store: Path) -> tuple[Findings, Summary]:
     _stray_files(store, findings, summary.running)
     if summary.document:
         _check_document(summary.document, summary.index, findings)
-    if summary.index:
+    if summary.index is not None:
         summary.listed = {row.path: row for row in summary.index.pack_rows()}
         if summary.running:
             summary.on_disk &= set(summary.listed)
@@ -133,13 +133,13 @@ def _check_pack(summary: Summary, findings: Findings, path: str, videos: dict[st
         return [_fault(error, store)]
     if summary.document and "recipe" in summary.document:
         problems += [f"{path}: {text}" for text in _recipe_problems(root, summary.document["recipe"])]
-    if unlisted and index and not problems:
+    if unlisted and index is not None and not problems:
         if summary.last_status in ("running", "stopped"):
             note = f"{path}: not in the index yet; the next run takes it in"
             findings.notes += [note] if note not in findings.notes else []
         else:
             problems.append(f"{path}: the index does not list it")
-    elif index and not unlisted:
+    elif not unlisted:
         lost = [video["id"] for video in root["videos"] if video["id"] not in index]
         problems += [f"index: does not list video {id!r} of {path}" for id in lost]
         for failure in root["failures"] if summary.failed is not None else ():
@@ -189,7 +189,7 @@ def _check_document(document: dict, index: Index | None, findings: Findings) -> 
         problems.append(f"store.json: recipe_hash is {document.get('recipe_hash')!r}, that of its recipe "
                         f"{recipe_hash(recipe)!r}")
     classes = document.get("classes", [])
-    for row in index.rows() if index else ():
+    for row in index.rows() if index is not None else ():
         name = classes[row.label] if 0 <= row.label < len(classes) else ""
         if not -1 <= row.label < len(classes) or name != row.class_name:
             problems.append(f"video {row.id!r}: label {row.label} and class {row.class_name!r} do not agree with the "
@@ -213,7 +213,8 @@ def _stray_files(store: Path, findings: Findings, running: bool) -> None:
     found = {*store.glob("*"), *store.glob("index/*"), *store.glob("index/*/*")} - expected
     found |= {path for path in store.glob("packs/*") if not path.is_dir()}
     found |= {path for path in store.glob("packs/*/*") if path.name.startswith(".") or not path.is_dir()} - expected
-    found |= {path for path in store.glob("records/*") if path.suffix != ".json" or path.name.startswith(".")} - expected
+    found |= {path for path in store.glob("records/*")
+              if path.name.startswith(".") or path.suffix != ".json"} - expected
     findings.problems += [f"{path.relative_to(store)}: does not belong to a store" for path in sorted(found)
                           if path.exists() and not any(parent in unfinished for parent in path.parents)]
 

@@ -182,8 +182,7 @@ class PackWriter:
                           "failures": [dataclasses.asdict(row) for row in failures]}
             files, problems = verify_arrays(self.hidden, attributes)
             if problems:
-                raise StoreError(f"what was written for {self.path} does not read back: {'; '.join(problems[:5])}; test "
-                                 "the disk and the memory")
+                raise StoreError(f"what was written for {self.path} does not read back: {'; '.join(problems[:5])}")
         with self._stage("write"):
             attributes = seal_attributes(self.hidden, attributes, files)
             # zarr-python shows whatever has a root, so the root comes last.

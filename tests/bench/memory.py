@@ -58,7 +58,8 @@ def preprocess(folder: Path) -> None:
     from preprocess.run import main as run
     from shared.store.index import Index
     store = folder / "store"
-    run(["--dataset", "folder", "--videos", str(folder), "--store", str(store), "--set", "preset=fast", "--set", "warps=1"])
+    run(["--dataset", "folder", "--videos", str(folder), "--store", str(store), "--set", "preset=fast",
+         "--set", "warps=1"])
     print(Index.load(store).frames.sum(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 
 

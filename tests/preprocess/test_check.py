@@ -148,8 +148,8 @@ def test_an_unlisted_pack_is_checked_too(store, maker, capsys):
     maker(9, edges=True, flow=True).pack(store, (8,), "p2")
     assert check_store(store).problems == ["packs/32x40/p2: the index does not list it"]
     assert main([str(store)]) == 1
-    assert f"what helps: preprocess.run, run again, takes in what the packs hold; `python -m preprocess.reindex {store}`" \
-        in capsys.readouterr().out
+    assert f"what helps: preprocess.run, run again, takes in what the packs hold; `python -m preprocess.reindex " \
+        f"{store}`" in capsys.readouterr().out
     for status in ("running", "stopped"):
         write_record(store, "run-2", {"engine": "serial", "status": status})
         findings = check_store(store)
@@ -288,6 +288,17 @@ def test_before_the_first_publication_and_after_an_empty_one(tmp_path, maker):
     write_failures(store, [])
     findings = check_store(store)
     assert (findings.problems, findings.notes, findings.videos) == ([], [], 0)
+
+
+def test_an_index_without_videos_is_an_index(tmp_path, maker):
+    make = maker(1)
+    row = make.writer(tmp_path, "p0").commit([FailureRow("x", "x.mp4", "no frames", "decode")])[0]
+    make.describe(tmp_path)
+    publish(tmp_path, [row], [])
+    assert check_store(tmp_path).problems == ["failures.csv: does not list video 'x', on which packs/32x40/p0 failed"]
+    write_failures(tmp_path, [FailureRow("x", "x.mp4", "no frames", "decode")])
+    make.pack(tmp_path, (5,), "p1")
+    assert check_store(tmp_path).problems == ["packs/32x40/p1: the index does not list it"]
 
 
 def test_packs_without_a_record(store):

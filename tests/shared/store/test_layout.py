@@ -82,7 +82,7 @@ def test_documents_are_strict_json():
     ("/a/packs/s/store.json: does not match its checksum", "preprocess.reindex"),
     ("/a/packs/s/records/r.json: does not match its checksum", "delete the damaged record"),
     ("/a/packs/s/packs/32x40/p0: its files are not those that it lists", "delete the damaged pack's folder"),
-    ("pack p0, video 'a/b': /a/packs/s/packs/32x40/p0/rgb/c: chunk 3: bad checksum", "delete the damaged pack's folder"),
+    ("pack p0, video 'a/b': /a/packs/s/packs/32x40/p0/rgb/c: chunk 3: bad checksum", "delete the damaged pack"),
     ("/a/packs/s/packs/32x40/p0: is missing", "run preprocess.run again"),
 ])
 def test_damage_says_what_helps(fault, helps):
