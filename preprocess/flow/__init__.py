@@ -23,8 +23,7 @@ def resolve(backend: str) -> str:
     Raises RequestError for an unknown backend, or one that this machine cannot run.
     """
     if backend not in BACKENDS:
-        raise RequestError(f"flow backend is {backend!r}; expected one of {', '.join(BACKENDS)}"
-                           f"{nearest(backend, BACKENDS)}")
+        raise RequestError(f"flow has no backend {backend!r}{nearest(backend, BACKENDS)}")
     if backend in ("auto", "cuda"):
         from preprocess.flow import cuda
         reason = cuda.unavailable()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from preprocess.flow.compiled import cached_njit
 from preprocess.flow.cpu_image import MARGIN, ingest, interleave, linear_taps, resize_row, warp
 from preprocess.flow.cpu_iterate import COEFFICIENTS, STATE, sweep
 from preprocess.flow.cpu_median import median
@@ -59,7 +60,7 @@ def _until(w, state, spare, c, height, width, iterations, error, limit, tau, the
 
 
 def _build(sources):
-    @njit(nogil=True, cache=True, error_model="numpy")
+    @cached_njit(nogil=True, error_model="numpy")
     def solve(w, places, levels, offsets, first, second, weights, errors, tau, theta, shrink, zoom, warps, iterations,
               outer, epsilon, size, flow):
         sources

@@ -9,6 +9,7 @@ A plane is H rows of `pitch` floats, pitch = the width rounded up to LANES; stat
 import numpy as np
 from numba import njit, types
 
+from preprocess.flow.compiled import cached_njit
 from preprocess.flow.cpu_iterate import COEFFICIENTS, GX, GY, INVERSE, RHO, STATE
 from preprocess.flow.simd import (LANES, after, before, channel0, channel1, channel2, floor, fma, fold, if_above, keep,
                                   lane_numbers, load, maximum, minimum, repeat, splat, spread0, spread1, spread2,
@@ -20,9 +21,9 @@ EPSILON = np.float32(np.finfo(np.float32).eps)
 
 def linear_taps(source, target, scale):
     """Taps of `resize` INTER_LINEAR along one axis: (target,) int32 first, second tap, float32 weight of the second."""
-    position = ((np.arange(target) + 0.5) * scale - 0.5).astype(np.float32)
+    position = (np.arange(target) + 0.5) * scale - 0.5
     first = np.floor(position).astype(np.int32)
-    weight = position - first.astype(np.float32)
+    weight = (position - first).astype(np.float32)
     weight[(first < 0) | (first >= source - 1)] = 0
     first = first.clip(0, source - 1)
     return first, (first + 1).clip(0, source - 1), weight
@@ -37,8 +38,8 @@ def _ingest(frame, w, plane, pitch):
 
 
 # Read-only frames are a type of their own to numba, and the one that every frame can become.
-ingest = njit([types.void(types.Array(kind, 2, "C", readonly=True), types.float32[::1], types.int64, types.int64)
-               for kind in (types.uint8, types.float32)], nogil=True, cache=True, error_model="numpy")(_ingest)
+ingest = cached_njit([types.void(types.Array(kind, 2, "C", readonly=True), types.float32[::1], types.int64, types.int64)
+                      for kind in (types.uint8, types.float32)], nogil=True, error_model="numpy")(_ingest)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -49,15 +50,15 @@ def resize_row(w, upper, lower, weight, step, source_blocks, scratch, out, out_s
     upper, lower: the source rows, `step` floats from block to block; weight: that of `lower`; out, out_step: likewise;
     first, second, weights: the columns' taps, from entry `at` on.
     """
-    part, rest, factor_ = splat(weight), splat(np.float32(1) - weight), splat(factor)
+    part, factor_ = splat(weight), splat(factor)
     for block in range(source_blocks):
-        store(w, scratch + block * LANES, fma(load(w, lower), part, load(w, upper) * rest))
+        value = load(w, upper)
+        store(w, scratch + block * LANES, fma(load(w, lower) - value, part, value))
         upper, lower = upper + step, lower + step
-    one = splat(np.float32(1))
     for block in range(blocks):
         x = at + block * LANES
-        right = load(weights, x)
-        value = fma(take(w, scratch, second, x), right, take(w, scratch, first, x) * (one - right)) * factor_
+        left = take(w, scratch, first, x)
+        value = fma(take(w, scratch, second, x) - left, load(weights, x), left) * factor_
         store(w, out, keep(value, tail if block == blocks - 1 else LANES))
         out += out_step
 

@@ -96,7 +96,7 @@ def parameters(preset: str | TVL1Parameters = "default", **overrides) -> TVL1Par
     elif preset in PRESETS:
         base = PRESETS[preset]
     else:
-        raise RequestError(f"flow preset is {preset!r}; expected one of {', '.join(PRESETS)}{nearest(preset, PRESETS)}")
+        raise RequestError(f"flow has no preset {preset!r}{nearest(preset, PRESETS)}")
     if "lambda" in overrides:
         overrides["lambda_"] = overrides.pop("lambda")
     names = [field.name for field in fields(TVL1Parameters)]

@@ -1,6 +1,7 @@
-"""TV-L1 on this machine: speed against OpenCV and scikit-image, ceilings, scaling, endpoint errors on ground truth.
+"""TV-L1 on this machine: speed against OpenCV and scikit-image, ceilings, scaling, agreement with OpenCV, ground truth.
 
-python tests/bench/flow.py [--quick] [--full]
+python tests/bench/flow.py [--only SECTION ...] [--quick] [--full]
+Sections: iterations (ceilings and the inner loop), speed (256x340), sizes (the others), scaling, agreement, truth.
 One thread where nothing else is said; CPU seconds of the calling thread, medians of interleaved repeats (OpenCV and
 scikit-image, which take seconds, once over all pairs). `--full` adds 1080x1920 for OpenCV too (minutes). Real frames
 and ground truth come from ../shared/data.
@@ -28,6 +29,7 @@ from shared import motion
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 SIZES = (128, 170), (240, 320), (256, 340), (480, 640), (1080, 1920)
 SIZE = 256, 340
+SECTIONS = "iterations", "speed", "sizes", "scaling", "agreement", "truth"
 
 
 def machine() -> str:
@@ -147,10 +149,10 @@ def inner_loop(floors, repeats):
           ("size", "30 in flight", "one at a time", "larger arithmetic floor / 30 in flight"), rows)
 
 
-def whole_pairs(repeats, pairs, full):
+def whole_pairs(sizes, repeats, pairs, full):
     from skimage.registration import optical_flow_tvl1
     cv2.setNumThreads(1)
-    for size in SIZES:
+    for size in sizes:
         chosen = real_pairs(size, pairs if size[0] <= 256 else 1)
         times = {}
         for first, second in chosen:
@@ -228,6 +230,45 @@ def ground_truth(side=256):
         yield folder.name, a, b, truth.transpose(2, 0, 1) * shrink, known > 0.999
 
 
+def even_pairs(videos):
+    """(name, first, second) of `videos` videos a data set, evenly spaced in it: their middle, at short side 256."""
+    for dataset in ("kinetics", "ucf101", "hmdb51", "gatech_ps7", "surv_fight"):
+        files = sorted(file for file in (DATA / "videos" / dataset).rglob("*.*") if file.suffix in (".mp4", ".avi"))
+        for file in files[::max(1, -(-len(files) // videos))][:videos]:
+            video = cv2.VideoCapture(str(file))
+            for _ in range(int(video.get(cv2.CAP_PROP_FRAME_COUNT)) // 2):     # seeking is not exact in all of them
+                video.grab()
+            grey = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2GRAY) for _ in range(2)]
+            shrink = 256 / min(grey[0].shape)
+            method = cv2.INTER_AREA if shrink < 1 else cv2.INTER_LINEAR
+            yield (f"{dataset} {file.stem[:24]}",
+                   *(cv2.resize(g, None, fx=shrink, fy=shrink, interpolation=method) for g in grey))
+
+
+def agreement(videos):
+    """Mean endpoint error of each pair to OpenCV, and OpenCV's to itself where its input moves by half a float32 step.
+
+    TV-L1 amplifies rounding where motion is large: no order of operations but OpenCV's own does better than that.
+    """
+    presets = {"default": {}, "reference": {"epsilon": 0, "outer": 1}}
+    rows, noise = [], np.random.default_rng(0)
+    for name, *pair in even_pairs(videos):
+        moved = [np.clip(g + noise.normal(0, 1e-5, g.shape), 0, 255).astype(np.float32) for g in pair]
+        row = [name]
+        for preset, overrides in presets.items():
+            theirs = tvl1(*pair, preset, "opencv", **overrides)
+            row += [float(np.hypot(*(flow - theirs)).mean()) for flow in (
+                tvl1(*pair, preset, "cpu", **overrides), tvl1(*moved, preset, "opencv", **overrides))]
+        rows.append(row)
+    errors = np.array([row[1:] for row in rows])
+    rows += [(name, *map(float, f(errors, axis=0))) for name, f in (("mean", np.mean), ("median", np.median),
+                                                                    ("worst", np.max))]
+    table("agreement with cv2 at a fixed count: mean endpoint error to cv2, px "
+          f"({len(errors)} pairs; `reference` with epsilon 0, outer 1)",
+          ("pair", *(f"{preset}: {what}" for preset in presets for what in ("cpu", "cv2, input moved 1e-5"))),
+          [(row[0], *(f"{value:.5f}" for value in row[1:])) for row in rows])
+
+
 def pooled_map(flow):
     maps = motion.motion_map(np.ascontiguousarray(flow[None], dtype=np.float32))
     return motion.pool(maps[:, :flow.shape[1] // 8 * 8, :flow.shape[2] // 8 * 8]).ravel()
@@ -273,16 +314,24 @@ def accuracy():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION",
+                        help=f"of {', '.join(SECTIONS)}; all of them otherwise")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and pairs")
     parser.add_argument("--full", action="store_true", help="OpenCV at 1080x1920 too")
     args = parser.parse_args()
     if not DATA.is_dir():
         sys.exit("error: no ../shared/data beside the repository; this benchmark runs on its videos and ground truth")
     print(machine())
-    inner_loop(ceilings(), 3 if args.quick else 7)
-    whole_pairs(3 if args.quick else 7, 3 if args.quick else 8, args.full)
-    scaling(1 if args.quick else 2)
-    accuracy()
+    repeats, pairs = (3, 3) if args.quick else (7, 8)
+    run = {"iterations": lambda: inner_loop(ceilings(), repeats),
+           "speed": lambda: whole_pairs([SIZE], repeats, pairs, args.full),
+           "sizes": lambda: whole_pairs([size for size in SIZES if size != SIZE], repeats, pairs, args.full),
+           "scaling": lambda: scaling(1 if args.quick else 2),
+           "agreement": lambda: agreement(1 if args.quick else 4),
+           "truth": accuracy}
+    for section in SECTIONS:
+        if section in args.only:
+            run[section]()
 
 
 if __name__ == "__main__":

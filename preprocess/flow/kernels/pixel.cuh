@@ -38,18 +38,17 @@ PIXEL float4 dual(float2 u, float2 right, float2 down, float4 p, float taut)
 // Taps of a bilinear resize along one axis: first and second tap, and the weight of the second.
 PIXEL void linear(int at, double scale, int size, int *first, int *second, float *weight)
 {
-    float position = (float)((at + 0.5) * scale - 0.5);
-    float whole = floorf(position);
+    double position = (at + 0.5) * scale - 0.5, whole = floor(position);
     int index = (int)whole;
-    *weight = index < 0 || index >= size - 1 ? 0.0f : position - whole;
+    *weight = index < 0 || index >= size - 1 ? 0.0f : (float)(position - whole);
     *first = min(max(index, 0), size - 1);
     *second = min(*first + 1, size - 1);
 }
 
 PIXEL float lerp2(float a, float b, float c, float d, float wx, float wy)
 {
-    float left = fmaf(c, wy, a * (1.0f - wy)), right = fmaf(d, wy, b * (1.0f - wy));
-    return fmaf(right, wx, left * (1.0f - wx));
+    float left = fmaf(c - a, wy, a), right = fmaf(d - b, wy, b);
+    return fmaf(right - left, wx, left);
 }
 
 // Weights of the bicubic taps at -1, 0, 1, 2 (a = -0.75).

@@ -36,8 +36,10 @@ def test_wrong_values_are_refused_and_named(name, value):
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(RequestError, match="did you mean 'fast'"):
+    with pytest.raises(RequestError, match="^flow has no preset 'fsat'; did you mean 'fast'[?]$"):
         parameters("fsat")
+    with pytest.raises(RequestError, match="^flow has no preset 'xyz'; known: default, fast, reference$"):
+        parameters("xyz")
     with pytest.raises(RequestError, match="no parameter 'warp'; did you mean 'warps'"):
         parameters("fast", warp=3)
 
