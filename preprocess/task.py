@@ -93,7 +93,7 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
     does not work.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    seconds = {"decode": 0.0, "motion": 0.0}
+    seconds = {"decode": 0.0, "grey": 0.0, "motion": 0.0}
     failures, misplanned, tracebacks = [], [], []
     cv2.setNumThreads(1)
     with ThreadPoolExecutor(task.run.threads or len(os.sched_getaffinity(0))) as pool:
@@ -154,16 +154,19 @@ def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool
         frames_before, count = writer.frames, 0
         writer.begin_video()
         try:
-            with _prefetch(decoded) as windows, _prefetch(_flows(windows, task, pool)) as flows:
-                for rgb, flow in flows:
-                    count += len(rgb)
+            with _prefetch(decoded) as windows, _prefetch(_flows(windows, task, pool, seconds)) as flows:
+                for parts, flow in flows:
+                    count += len(flow)
                     if writer.videos and frames_before + count > recipe.packs.frames:
                         raise Overflow
                     began = time.thread_time()
                     arrays = _motion(flow, recipe, indexers)
                     seconds["motion"] += time.thread_time() - began
-                    writer.append(rgb, **arrays)
-                    tell(0, len(rgb))
+                    at = 0
+                    for rgb in parts:
+                        writer.append(rgb, **{name: rows[at:at + len(rgb)] for name, rows in arrays.items()})
+                        at += len(rgb)
+                    tell(0, len(flow))
         except _TooShort:
             pass
         error, note = decoded.error, source.note
@@ -218,8 +221,8 @@ class _Decoded:
             yield frames
 
 
-def _flows(windows: Iterable[np.ndarray], task: PackTask, pool: ThreadPoolExecutor):
-    """Pairs (rgb (n,H,W,3) uint8, flow (n,2,H,W) float32): frame t with the flow from t to t+1.
+def _flows(windows: Iterable[np.ndarray], task: PackTask, pool: ThreadPoolExecutor, seconds: dict[str, float]):
+    """Pairs of a list of rgb (k,H,W,3) uint8 with n frames in all, and their flow (n,2,H,W) float32, t to t+1.
 
     Windows overlap by the frame that still waits for its successor; the video's last frame repeats the flow before it.
     n is a multiple of motion.window but at the end. Raises _TooShort for fewer than two frames.
@@ -233,23 +236,37 @@ def _flows(windows: Iterable[np.ndarray], task: PackTask, pool: ThreadPoolExecut
             raise FlowError(f"flow on {backend}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
     block = task.recipe.motion.window
-    rgb = grey = last = None
+    waiting, grey, last = [], None, None
     for window in windows:
+        began = time.thread_time()
         shades = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in window])
-        rgb = window if rgb is None else np.concatenate([rgb, window])
         grey = shades if grey is None else np.concatenate([grey, shades])
-        count = (len(rgb) - 1) // block * block
+        waiting.append(window)
+        seconds["grey"] += time.thread_time() - began
+        count = (len(grey) - 1) // block * block
         if count:
             flow = solve(grey[:count + 1])
-            yield rgb[:count], flow
-            rgb, grey, last = rgb[count:], grey[count:], flow[-1:]
-    if rgb is None or (len(rgb) == 1 and last is None):
+            ready, waiting = _split(waiting, count)
+            grey, last = grey[count:], flow[-1:]
+            yield ready, flow
+    if grey is None or (len(grey) == 1 and last is None):
         raise _TooShort
     tail = [last]
-    if len(rgb) > 1:
+    if len(grey) > 1:
         flow = solve(grey)
         tail = [flow, flow[-1:]]
-    yield rgb, motion.namespace(tail[0]).concatenate(tail)
+    yield waiting, motion.namespace(tail[0]).concatenate(tail)
+
+
+def _split(parts: list[np.ndarray], count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The first `count` frames of a list of windows, and the others, without copying any."""
+    first, others = [], []
+    for part in parts:
+        take = min(count, len(part))
+        count -= take
+        first += [part[:take]] if take else []
+        others += [part[take:]] if take < len(part) else []
+    return first, others
 
 
 def flow_parameters(recipe: Recipe) -> optical_flow.TVL1Parameters:
