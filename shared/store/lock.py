@@ -49,8 +49,8 @@ def _acquire(store: Path, made: list[Path]) -> int:
     """The descriptor that holds the lock; the folders that had to be made are added to `made`."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        _make_folders(store, made)
         try:
+            _make_folders(store, made)
             fd = os.open(store / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
             continue  # a run that was refused has just removed the folder
