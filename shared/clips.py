@@ -159,9 +159,9 @@ def summed_area(mask: np.ndarray, cell: int = CELL) -> np.ndarray:
     mask: (h, w) bool.   Returns (H+1, W+1) int32: hot pixels above and left of each corner, H = h*cell, W = w*cell.
     """
     xp = namespace(mask)
-    pixels = xp.repeat(xp.repeat(mask, cell, axis=0), cell, axis=1)
-    table = xp.zeros((pixels.shape[0] + 1, pixels.shape[1] + 1), np.int32)
-    table[1:, 1:] = pixels.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+    down = xp.repeat(mask, cell, axis=0).cumsum(axis=0, dtype=np.int32)  # before it is wide: a third of the time
+    table = xp.zeros((mask.shape[0] * cell + 1, mask.shape[1] * cell + 1), np.int32)
+    table[1:, 1:] = xp.repeat(down, cell, axis=1).cumsum(axis=1, dtype=np.int32)
     return table
 
 
