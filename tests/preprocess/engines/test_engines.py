@@ -1,50 +1,163 @@
-"""The engine contract, with scripted and counted failures."""
+"""One contract, every engine: scripted faults, counted calls."""
 
+import collections
+import os
+
+import faults
 import pytest
+from faults import Fault, act, calls, remember
 
-from preprocess.engines.serial import SerialEngine
+from preprocess.engines import EngineError, Outcome, Resources, open_engine
+from shared.cli import RequestError
 
-
-class Scripted:
-    """Fails on the first `failures[task]` tries of a task; counts every try."""
-
-    def __init__(self, failures):
-        self.failures, self.tries = failures, {}
-
-    def __call__(self, task):
-        self.tries[task] = self.tries.get(task, 0) + 1
-        if self.tries[task] <= self.failures.get(task, 0):
-            raise ValueError(f"{task} try {self.tries[task]}")
-        return task * 10
+LIMITS = Resources(memory=400 << 20, timeout=4)
+SCRIPT = {3: "raise-once", 5: "raise", 8: "kill-once", 11: "kill", 14: "hang", 17: "grow", 20: "unportable"}
+HARMLESS_HERE = {"raise-once", "raise", "unportable"}   # what this very process survives
 
 
-def test_every_task_has_one_outcome_and_errors_are_yielded():
-    fn = Scripted({1: 1, 2: 9, 4: 2})
-    outcomes = {o.task: o for o in SerialEngine().map_unordered(fn, range(6), retries=2)}
-    assert sorted(outcomes) == list(range(6))
-    assert fn.tries == {0: 1, 1: 2, 2: 3, 3: 1, 4: 3, 5: 1}
-    assert {t: o.attempts for t, o in outcomes.items()} == fn.tries
-    assert [t for t, o in outcomes.items() if o.kind == "error"] == [2]
-    assert str(outcomes[2].error) == "2 try 3" and outcomes[2].value is None
-    assert all(outcomes[t].value == t * 10 and outcomes[t].error is None for t in (0, 1, 3, 4, 5))
+@pytest.fixture(scope="module")
+def told(engine, tmp_path_factory):
+    """The outcomes of 24 scripted tasks by number, and the folder that counted the calls."""
+    folder = str(tmp_path_factory.mktemp("calls"))
+    script = {n: kind for n, kind in SCRIPT.items() if engine.name != "serial" or kind in HARMLESS_HERE}
+    tasks = [Fault(n, script.get(n, "fine"), folder) for n in range(24)]
+    outcomes = list(engine.map_unordered(act, tasks, LIMITS, retries=2))
+    assert sorted(o.task.number for o in outcomes) == list(range(24))
+    return {o.task.number: o for o in outcomes}, folder
 
 
-def test_tasks_are_taken_lazily():
-    taken = []
+def ended(outcomes, kind) -> list[Outcome]:
+    return [o for o in outcomes.values() if o.task.kind == kind]
+
+
+def test_every_task_that_can_succeed_does(told):
+    outcomes, _ = told
+    good = {o.task.number for o in outcomes.values() if o.task.kind in ("fine", "raise-once", "kill-once")}
+    assert {n for n, o in outcomes.items() if o.kind == "done"} == good
+    assert all(outcomes[n].value == n * 10 and outcomes[n].error is None for n in good)
+
+
+def test_the_innocent_are_never_blamed(told):
+    outcomes, _ = told
+    innocent = ended(outcomes, "fine")
+    assert all(o.kind == "done" for o in innocent)
+    assert sum(o.attempts == 1 for o in innocent) >= len(innocent) - 3, "again only where a result died with its worker"
+
+
+def test_attempts_are_the_calls_that_were_counted(told):
+    outcomes, folder = told
+    assert {n: o.attempts for n, o in outcomes.items()} == {n: calls(folder, n) for n in outcomes}
+
+
+def test_exceptions_are_tried_again_and_the_last_one_is_the_outcome(told):
+    outcomes, _ = told
+    assert [(o.kind, o.attempts) for o in ended(outcomes, "raise-once")] == [("done", 2)]
+    (always,) = ended(outcomes, "raise")
+    assert (always.kind, always.attempts, repr(always.error)) == ("error", 3, "ValueError('scripted 5')")
+    (odd,) = ended(outcomes, "unportable")
+    assert (odd.kind, odd.attempts) == ("error", 3) and "Unportable" in repr(odd.error) and "20" in repr(odd.error)
+
+
+def test_a_lost_worker_costs_a_try_and_the_killer_is_convicted_alone(told, engine):
+    if engine.name == "serial":
+        pytest.skip("in this process")
+    outcomes, _ = told
+    assert [(o.kind, o.attempts) for o in ended(outcomes, "kill-once")] == [("done", 2)]
+    (killer,) = ended(outcomes, "kill")
+    assert killer.kind == "died" and isinstance(killer.error, EngineError)
+    assert 4 <= killer.attempts <= 6, "three tries among others at most, and three alone"
+    assert str(killer.error) == f"its worker died; tried {killer.attempts} times"
+
+
+@pytest.mark.parametrize("kind, reason", [("hang", "timeout"), ("grow", "memory")])
+def test_limits_end_the_task_and_say_which(told, engine, kind, reason):
+    if engine.name == "serial":
+        pytest.skip("in this process")
+    outcomes, _ = told
+    (outcome,) = ended(outcomes, kind)
+    assert outcome.kind == reason and 3 <= outcome.attempts <= 5
+    limit = {"timeout": "time limit of 4 s", "memory": "memory limit of 419.4 MB"}[reason]
+    assert str(outcome.error) == f"over its {limit}; tried {outcome.attempts} times"
+
+
+def test_outcomes_name_their_worker(told, engine):
+    outcomes, _ = told
+    workers = {o.worker for o in outcomes.values()}
+    assert all(w.split(":")[0] == os.uname().nodename and w.split(":")[1].isdigit() for w in workers)
+    assert (workers == {f"{os.uname().nodename}:{os.getpid()}"}) == (engine.name == "serial")
+
+
+def test_tasks_are_taken_lazily_and_no_more_are_in_flight_than_slots(engine):
+    taken, ended = 0, 0
 
     def tasks():
-        for number in range(5):
-            taken.append(number)
+        nonlocal taken
+        for number in range(12):
+            taken += 1
+            assert taken - ended <= engine.slots
             yield number
 
-    results = SerialEngine().map_unordered(Scripted({}), tasks())
+    for _ in engine.map_unordered(remember, tasks()):
+        ended += 1
+    assert (taken, ended) == (12, 12)
+
+
+def test_a_caller_that_leaves_early_leaves_a_usable_engine(engine):
+    results = engine.map_unordered(remember, range(100))
     next(results)
-    assert taken == [0]
+    results.close()
+    assert len(list(engine.map_unordered(remember, range(3)))) == 3
 
 
-def test_an_interrupt_reaches_the_caller():
+def test_a_worker_keeps_what_its_modules_hold(engine):
+    faults.SEEN.clear()
+    values = [o.value for o in engine.map_unordered(remember, range(20))]
+    by_process = collections.defaultdict(list)
+    for process, count in values:
+        by_process[process].append(count)
+    assert len(by_process) <= 2
+    # Each process counts its tasks on: no number comes twice.
+    assert all(len(set(counts)) == len(counts) and max(counts) - min(counts) == len(counts) - 1
+               for counts in by_process.values())
+
+
+def test_no_tasks_no_outcomes(engine):
+    assert list(engine.map_unordered(act, [])) == []
+
+
+def test_the_record_tells_the_engine_and_the_code_of_its_workers(engine):
+    told = engine.describe()
+    assert told["engine"] == engine.name and told["slots"] == engine.slots
+    if engine.name != "serial":
+        assert told["address"] == "local" and told["slots"] == 2 and told["version"][0].isdigit()
+        (code,) = told["code"]
+        assert code["python"].startswith("3.") and os.path.isdir(os.path.join(code["location"], "preprocess"))
+
+
+def test_an_interrupt_reaches_the_caller_of_the_serial_engine():
     def interrupted(task):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(SerialEngine().map_unordered(interrupted, [1, 2], retries=3))
+        list(open_engine("serial").map_unordered(interrupted, [1, 2], retries=3))
+
+
+@pytest.mark.parametrize("request_, said", [
+    (("dusk",), "--engine 'dusk' is not in this version; did you mean 'dask'?"),
+    (("dask", 0), "--workers 0: expected 1 or more"),
+    (("serial", 2), "--engine serial runs one task after another"),
+    (("serial", None, "tcp://127.0.0.1:1"), "takes no --workers and no --address"),
+])
+def test_requests_that_no_engine_can_meet(request_, said):
+    with pytest.raises(RequestError) as refusal:
+        open_engine(*request_)
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize("name, brings", [("dask", "pip install dask distributed"),
+                                          ("ray", 'pip install "motionpack[ray]"')])
+def test_a_missing_package_is_named_with_what_brings_it(name, brings, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(RequestError) as refusal:
+        open_engine(name)
+    assert f"--engine {name} needs the package {name}, which is not installed; {brings} brings it" == str(refusal.value)
