@@ -27,8 +27,11 @@ demo:
 	$(PY) -m preprocess.check $(DEMO)/store
 	$(PY) -m preprocess.show $(DEMO)/store --out $(DEMO)/store.png
 	$(PY) -m preprocess.show $(DEMO)/store --video circle/circle_0001.mp4 --out $(DEMO)/video.png
+	$(PY) train/main.py --pipeline mcl-tiny --store $(DEMO)/store --run $(DEMO)/run --resume auto --set steps=40
 	@echo
-	@echo "Look at $(DEMO)/video.png and $(DEMO)/store.png, then try your own videos (a folder of <class>/<video>):"
+	@echo "Look at $(DEMO)/video.png and $(DEMO)/store.png, at $(DEMO)/run/metrics.jsonl, and at the training in pictures:"
+	@echo "  $(dir $(PY))tensorboard --logdir $(DEMO)/run"
+	@echo "Then try your own videos (a folder of <class>/<video>):"
 	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours --plan"
 	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours"
 
@@ -42,6 +45,7 @@ bench:
 	$(PY) tests/bench/motion.py
 	$(PY) tests/bench/pipeline.py
 	$(PY) tests/bench/memory.py
+	$(PY) tests/bench/clusters.py --rounds 1
 
 gpu:
 	$(PY) -m pytest -q -m gpu

@@ -7,17 +7,13 @@ stays outside both.
 import dataclasses
 import hashlib
 import json
-import sys
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from shared.cli import RequestError, nearest
 from shared.clips import ClipGeometry
-
+from shared.settings import apply_settings, build, load_document
 
 MAX_WINDOW = 4096  # frames: 3 GB of 256x340 pixels with their flow
 
@@ -94,11 +90,18 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how: threads inside a video (0: one a core), frames a decoding window, seconds between publications."""
+    """Where and how: threads inside a video (0: the cores shared out among the workers), frames a decoding window,
+    seconds between publications. Of a task: GPUs where flow is on cuda (a fraction lets tasks share one), seconds and
+    GB (1e9 bytes) after which its worker is ended (0: by the plan, and a worker's share of the machine), and how often
+    it is tried again."""
 
     threads: int
     window: int
     publish_s: float
+    gpus_per_task: float
+    time_limit_s: float
+    memory_gb: float
+    retries: int
 
 
 @dataclass(frozen=True)
@@ -149,39 +152,6 @@ def pack_recipe_hash(recipe: dict) -> str:
     return recipe_hash({**recipe, "clips": clips})
 
 
-def differences(stored: dict, asked: dict, prefix: str = "") -> list[str]:
-    """The leaves at which two recipes differ, as `key: stored a, asked b`."""
-    out = []
-    for key in sorted(stored.keys() | asked.keys()):
-        a, b = stored.get(key), asked.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            out.append(f"{prefix}{key}: stored {a!r}, asked {b!r}")
-    return out
-
-
-def pipelines_path() -> Path:
-    """The repository's pipelines.yaml, or the installed copy."""
-    for path in (Path(__file__).resolve().parent.parent / "pipelines.yaml",
-                 Path(sys.prefix) / "share/motionpack/pipelines.yaml"):
-        if path.is_file():
-            return path
-    raise RequestError("pipelines.yaml not found beside the packages nor in share/motionpack; reinstall motionpack")
-
-
-def load_document(path: Path | None = None) -> dict:
-    """pipelines.yaml as plain dictionaries. Raises RequestError where it is no YAML mapping."""
-    path = path or pipelines_path()
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RequestError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise RequestError(f"{path.name} holds {type(document).__name__}; expected datasets, recipes and run")
-    return document
-
-
 def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequence[str] = (),
                   path: Path | None = None) -> Pipeline:
     """The preset of `dataset` with `key=value` settings laid over it.
@@ -229,8 +199,13 @@ def _check(pipeline: Pipeline) -> None:
         raise RequestError(f"motion.border_px is {r.motion.border_px}; expected 0 to under half of frames.short_side")
     if not 1 <= r.packs.jpeg_quality <= 100:
         raise RequestError(f"packs.jpeg_quality is {r.packs.jpeg_quality}; expected 1 to 100")
-    if pipeline.run.threads < 0:
-        raise RequestError(f"run.threads is {pipeline.run.threads}; expected 0 (one a core) or more")
+    run = pipeline.run
+    for key, value in {"threads": run.threads, "time_limit_s": run.time_limit_s, "memory_gb": run.memory_gb,
+                       "retries": run.retries}.items():
+        if value < 0:
+            raise RequestError(f"run.{key} is {value}; expected 0 or more")
+    if not 0 < run.gpus_per_task or run.gpus_per_task > 1 and run.gpus_per_task % 1:
+        raise RequestError(f"run.gpus_per_task is {run.gpus_per_task}; expected a fraction of one GPU, or whole GPUs")
     for key, value, choices in (("motion.derivative", r.motion.derivative, ("central", "prewitt")),
                                 ("motion.combine", r.motion.combine, ("root", "sum"))):
         if value not in choices:
@@ -244,69 +219,3 @@ def _check(pipeline: Pipeline) -> None:
             ClipGeometry.parse(text)
         except ValueError as error:
             raise RequestError(f"clips.geometries: {error}") from None
-
-
-def apply_settings(tree: dict, sections: dict[str, type], settings: typing.Sequence[str]) -> dict:
-    """`tree` (section -> key -> value) with every `key=value` of `settings` replaced; raises RequestError by name."""
-    tree = {section: dict(values) if isinstance(values, dict) else values for section, values in tree.items()}
-    keys = {f"{section}.{field.name}": (section, field.name)
-            for section, cls in sections.items() for field in dataclasses.fields(cls)}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        key = key.strip()
-        if not equals:
-            raise RequestError(f"--set {setting!r}; expected key=value, such as clips.step=8")
-        matches = [full for full in keys if full == key or full.rpartition(".")[2] == key]
-        if key in keys:
-            matches = [key]
-        if not matches:
-            raise RequestError(f"--set {key!r} is no setting{nearest(key, [*keys, *(k[1] for k in keys.values())])}")
-        if len(matches) > 1:
-            raise RequestError(f"--set {key!r} is ambiguous; say one of {', '.join(matches)}")
-        section, name = keys[matches[0]]
-        try:
-            tree[section][name] = yaml.safe_load(text) if text.strip() else None
-        except yaml.YAMLError:
-            raise RequestError(f"--set {setting!r}: the value is not a number, word or list") from None
-    return tree
-
-
-def build(cls: type, values, where: str):
-    """`values` as the frozen dataclass `cls`, every key known and every value of the declared type."""
-    if not isinstance(values, dict):
-        raise RequestError(f"{where or 'recipe'} is {values!r}; expected keys {', '.join(_names(cls))}")
-    prefix = f"{where}." if where else ""
-    for key in values:
-        if key not in _names(cls):
-            raise RequestError(f"{prefix}{key} is no setting{nearest(key, _names(cls))}")
-    hints = typing.get_type_hints(cls)
-    built = {}
-    for field in dataclasses.fields(cls):
-        if field.name in values:
-            built[field.name] = _convert(values[field.name], hints[field.name], prefix + field.name)
-        elif field.default is dataclasses.MISSING:
-            raise RequestError(f"{prefix}{field.name} is missing from pipelines.yaml")
-    return cls(**built)
-
-
-def _names(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
-
-
-def _convert(value, hint, where: str):
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
-    if typing.get_origin(hint) is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
-        if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
-            return tuple(part.strip() for part in parts)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif type(value) is hint:
-        return value
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-    raise RequestError(f"{where} is {value!r}; expected {expected.get(hint, 'a list of words')}")

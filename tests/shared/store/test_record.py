@@ -176,7 +176,8 @@ def test_never_two_holders_while_the_folder_comes_and_goes(tmp_path, request):
                 for _ in range(3)]
     held = [int(child.communicate(timeout=60)[0]) for child in children]
     assert [child.returncode for child in children] == [0, 0, 0] and min(held) > 0
-    assert os.listdir(tmp_path) == []
+    # Who made the parent may find the next holder's new folder in it; then the empty parent stays.
+    assert not list((tmp_path / "a").glob("*")) and os.listdir(tmp_path) in ([], ["a"])
 
 
 @pytest.mark.parametrize("name", ["afile", "afile/x", "afile/x/y", "n" * 300])

@@ -1,0 +1,152 @@
+"""Checkpoints: written whole or not at all, read without executing anything that they hold (weights_only).
+
+A checkpoint is a dictionary: `format`, `pipeline`, `recipe`, `run`, `step`, `epoch`, `learner` (both encoders, heads,
+queues with pointers), `optimizer`, `scheduler`, `sampler`, `rng` (one entry a rank), `provenance`.
+"""
+
+import os
+import pickle
+import random
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shared.cli import RequestError
+from shared.nn.backbones import build_backbone
+from shared.nn.layers import Backbone
+from shared.pretraining import Pretraining, build_recipe
+from shared.store.record import fsync_directory, hidden_name
+
+FORMAT = 1
+BACKBONE = "query.backbone."     # the encoder that is evaluated, inside `learner`
+KEYS = ("format", "pipeline", "recipe", "run", "step", "epoch", "learner", "optimizer", "scheduler", "sampler", "rng",
+        "provenance")
+STEP_NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+def save(path: Path, state: dict) -> None:
+    """Write `state` so that `path` has its name only when every byte of it is on disk."""
+    path = Path(path)
+    hidden = hidden_name(path)
+    try:
+        with open(hidden, "xb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict:
+    """A checkpoint of ours, every checksum verified. Raises RequestError, in one line, for anything else."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (bad := archive.testzip()) is not None:
+                raise RequestError(f"{path} is damaged: {bad} does not match its checksum; take an older checkpoint")
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise RequestError(f"{path} does not exist; expected a checkpoint such as RUN/last.pt") from None
+    except IsADirectoryError:
+        raise RequestError(f"{path} is a folder; expected a checkpoint, such as its last.pt") from None
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{path} is no checkpoint of motionpack, or is damaged ({type(error).__name__}); expected a "
+                           "file that train/main.py wrote, such as RUN/last.pt") from None
+    missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise RequestError(f"{path} is no checkpoint of motionpack: it has no {', '.join(missing)}; expected a file "
+                           "that train/main.py wrote, such as RUN/last.pt")
+    if state["format"] != FORMAT:
+        raise RequestError(f"{path} has checkpoint format {state['format']!r}; this version reads {FORMAT}")
+    return state
+
+
+def load_backbone(path: Path, device: torch.device | str = "cpu") -> tuple[Backbone, dict]:
+    """The trained query backbone in eval mode, and where it comes from.
+
+    Returns the backbone and a dictionary: the checkpoint's provenance with `pipeline`, `recipe`, `step`, `epoch`.
+    Raises RequestError, in one line, for a damaged or a foreign file.
+    """
+    state = load(path, device)
+    model = recipe_of(state, path).model
+    backbone = build_backbone(model.backbone, model.width)
+    weights = {key.removeprefix(BACKBONE): value for key, value in state["learner"].items() if key.startswith(BACKBONE)}
+    load_weights(backbone, weights, path)
+    known = {key: state[key] for key in ("pipeline", "recipe", "step", "epoch")}
+    return backbone.to(device).eval(), {**state["provenance"], **known}
+
+
+def recipe_of(state: dict, path: Path) -> Pretraining:
+    """The checkpoint's recipe. Raises RequestError where this version does not know its settings."""
+    try:
+        return build_recipe(state["recipe"])
+    except RequestError as error:
+        raise RequestError(f"{path} was written by another version: {error}") from None
+
+
+def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
+    """load_state_dict with its pages of complaints as one RequestError."""
+    wanted = module.state_dict()
+    off = sorted(wanted.keys() ^ weights.keys())
+    off = off or sorted(key for key in wanted if wanted[key].shape != weights[key].shape)
+    if off:
+        raise RequestError(f"{path} holds other weights than its recipe says, {len(off)} in all, first {off[0]}; "
+                           "it was written by another version")
+    module.load_state_dict(weights)
+
+
+def rng_state() -> dict:
+    """The state of every global generator of this process, as what weights_only loads."""
+    name, keys, place, has_gauss, gauss = np.random.get_state()
+    return {"torch": torch.get_rng_state(), "python": random.getstate(),
+            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, gauss),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
+
+
+def set_rng_state(state: dict) -> None:
+    """Inverse of `rng_state`; a generator of a device that one of the two machines lacks is left alone."""
+    name, keys, place, has_gauss, gauss = state["numpy"]
+    torch.set_rng_state(state["torch"].cpu())
+    random.setstate(_tuples(state["python"]))
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), place, has_gauss, gauss))
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+class Folder:
+    """The checkpoints of one run: RUN/checkpoints/step-NNNNNNNN.pt, and RUN/last.pt, a link to the newest.
+
+    keep: how many of the newest stay; those named by `save(..., forever=True)` stay always, as epoch-NNNN.pt.
+    """
+
+    def __init__(self, run: Path, keep: int):
+        self.run, self.folder, self.keep = Path(run), Path(run) / "checkpoints", keep
+        self.last = self.run / "last.pt"
+
+    def save(self, state: dict, epoch: int | None = None) -> Path:
+        """Write a checkpoint, point last.pt at it, drop what is older than the newest `keep`.
+
+        epoch: epochs completed where this checkpoint is to stay for good.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / (f"step-{state['step']:08d}.pt" if epoch is None else f"epoch-{epoch:04d}.pt")
+        save(path, state)
+        hidden = hidden_name(self.last)
+        hidden.symlink_to(path.relative_to(self.run))
+        os.replace(hidden, self.last)
+        fsync_directory(self.run)
+        old = sorted(name for name in self.folder.iterdir() if STEP_NAME.fullmatch(name.name))
+        for stale in old[:-self.keep]:
+            stale.unlink()
+        return path

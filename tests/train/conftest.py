@@ -1,0 +1,248 @@
+"""A small recipe, random views, and the slow oracle of a training step: one process, float64, plain loops."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+RECIPE = {
+    "sampling": {"clip": "8x2", "size": 24, "ta": False, "ta_probability": 1.0, "ta_scope": "half", "sa": False,
+                 "sa_variant": "paper", "area_min": 0.2, "area_max": 1.0, "aspect_min": 0.75, "aspect_max": 1.33,
+                 "cover": 0.8, "keys": 3},
+    "augment": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "jitter_p": 0.0, "grey_p": 0.0,
+                "blur_p": 0.0, "blur_min": 0.1, "blur_max": 2.0, "flip_p": 0.5},
+    "model": {"backbone": "r2plus1d_tiny", "width": 4, "hidden": 12, "dim": 8, "precision": "float32"},
+    "contrast": {"inter": 1.0, "intra": 1.0, "order": "epoch", "queue": 40, "temperature": 0.1, "momentum": 0.9,
+                 "bn": "auto", "bn_group": 4, "exclude_same_video": False},
+    "alignment": {"variant": "v3", "st": True, "s": True, "t": True, "form": "renormalised", "weight": 1.0,
+                  "weights_per_step": False, "double_epochs": 0, "layer": "conv"},
+    "optimise": {"epochs": 10, "steps": 0, "batch": 8, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0,
+                 "warmup_epochs": 0, "warmup_from": 0.01, "seed": 5},
+}
+
+
+@pytest.fixture(scope="session")
+def make_recipe():
+    """make_recipe({"contrast.queue": 24, ...}) -> Pretraining: RECIPE with the given settings."""
+    from shared.pretraining import build_recipe
+
+    def make(settings=()):
+        tree = copy.deepcopy(RECIPE)
+        for key, value in dict(settings).items():
+            section, _, name = key.partition(".")
+            assert name in tree[section], key
+            tree[section][name] = value
+        return build_recipe(tree)
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_views():
+    """make_views(recipe, seed) -> Views of the global batch in float64: noise, and two videos that come up often."""
+    from shared.nn.backbones import build_backbone
+    from shared.views import Views
+
+    def make(recipe, seed, dtype=torch.float64):
+        rng = torch.Generator().manual_seed(seed)
+        batch, size = recipe.optimise.batch, recipe.sampling.size
+        length = recipe.sampling.geometry.length
+        shape = build_backbone(recipe.model.backbone, recipe.model.width).h_shape(length, size)[1:]
+        clips = torch.randn(1 + recipe.sampling.keys, batch, 3, length, size, size, generator=rng, dtype=dtype)
+        motion = torch.rand(batch, *shape, generator=rng, dtype=dtype) ** 3
+        motion[seed % batch] = 0                                                  # a still clip in every batch
+        return Views(query=clips[0], keys=tuple(clips[1:]), motion=motion,
+                     ids=torch.randint(0, 2 * batch, (batch,), generator=rng),
+                     order=torch.randint(0, 2, (batch,), generator=rng))
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_learner():
+    """make_learner(recipe, world) -> a Learner in float64, its weights a function of the recipe's seed."""
+    from shared.nn.backbones import build_backbone
+    from shared.nn.distributed import World
+    from train.moco import Learner
+
+    def make(recipe, world=World(), dtype=torch.float64):
+        torch.manual_seed(recipe.optimise.seed)
+        return Learner(lambda: build_backbone(recipe.model.backbone, recipe.model.width), recipe, world).to(dtype)
+    return make
+
+
+class Oracle:
+    """Steps of the global batch in one process: BN by chunks of `group` rows, every sum a loop, the queue a list."""
+
+    def __init__(self, learner, recipe, ranks):
+        from shared.nn.backbones import build_backbone
+
+        self.recipe, self.ranks = recipe, ranks
+        self.mode, self.group = learner.shuffle.mode, learner.shuffle.group
+        self.nets = SimpleNamespace(
+            query=build_backbone(recipe.model.backbone, recipe.model.width).double(),
+            key=build_backbone(recipe.model.backbone, recipe.model.width).double())
+        self.nets.query.load_state_dict(learner.query.backbone.state_dict())     # plain BN under the same names
+        self.nets.key.load_state_dict(learner.key.backbone.state_dict())
+        self.heads = copy.deepcopy(learner.query.heads), copy.deepcopy(learner.key.heads)
+        self.classifier = copy.deepcopy(learner.classifier)
+        self.queue = [(vector.clone(), int(id)) for vector, id in zip(learner.queue.keys, learner.queue.ids)]
+        self.pointer, self.steps = 0, 0
+
+    def parameters(self):
+        """name -> parameter, named as the learner's."""
+        named = {f"query.backbone.{k}": p for k, p in self.nets.query.named_parameters()}
+        named |= {f"query.heads.{k}": p for k, p in self.heads[0].named_parameters()}
+        if self.classifier is not None:
+            named |= {f"classifier.{k}": p for k, p in self.classifier.named_parameters()}
+        return named
+
+    def embed(self, net, heads, x, layer="conv"):
+        """Rows in chunks of `group`, each with BN statistics of its own -> {head: (N, D)}, [h of each chunk]."""
+        embedded, maps = {name: [] for name in heads}, []
+        for chunk in x.split(self.group):
+            h, rest = net.body(chunk)
+            out = net.output(h, rest)
+            features = out.sum((2, 3, 4)) / math.prod(out.shape[2:])
+            maps.append(h if layer == "conv" else out)
+            for name, head in heads.items():
+                embedded[name].append(torch.stack([row / (row * row).sum().sqrt() for row in head(features)]))
+        return {name: torch.cat(rows) for name, rows in embedded.items()}, maps
+
+    def permutations(self, number):
+        """Global row that stands at each place of the key batch, as the recipe of shuffling and split BN has it."""
+        n, seed = self.recipe.optimise.batch, self.recipe.optimise.seed
+        if self.mode == "shuffle":
+            return np.random.default_rng((seed, self.steps, number)).permutation(n)
+        if self.mode == "none":
+            return np.arange(n)
+        b = n // self.ranks
+        return np.concatenate([rank * b + np.random.default_rng((seed, self.steps, number, rank)).permutation(b)
+                               for rank in range(self.ranks)])
+
+    def step(self, views, progress, epoch):
+        """One step of plain gradient descent; returns what the global batch's learner logs, and the gradients."""
+        r, c, a = self.recipe, self.recipe.contrast, self.recipe.alignment
+        n, tau = len(views.ids), self.recipe.contrast.temperature
+        with torch.no_grad():
+            for q, k in ((self.nets.query, self.nets.key), self.heads):
+                for p, twin in zip(q.parameters(), k.parameters()):
+                    twin.copy_(c.momentum * twin + (1 - c.momentum) * p)
+            keys = []
+            for number, x in enumerate(views.keys):
+                order = self.permutations(number)
+                shuffled, _ = self.embed(self.nets.key, self.heads[1], x[torch.from_numpy(order)])
+                rows = {name: torch.empty_like(v) for name, v in shuffled.items()}
+                for place, row in enumerate(order):
+                    for name in rows:
+                        rows[name][row] = shuffled[name][place]
+                keys.append(rows)
+        q, maps = self.embed(self.nets.query, self.heads[0], views.query, a.layer)
+        logs = {}
+
+        rows, hits, same = [], 0, 0
+        for i in range(n):
+            own = [int(views.ids[i]) == id for _, id in self.queue]
+            same += sum(own)
+            others = [vector for (vector, _), mine in zip(self.queue, own) if not (mine and c.exclude_same_video)]
+            against = [(q["inter"][i] * vector).sum() / tau for vector in others]
+            for key in keys:
+                positive = (q["inter"][i] * key["inter"][i]).sum() / tau
+                rows.append(-torch.log(positive.exp() / (positive.exp() + sum(s.exp() for s in against))))
+                hits += all(positive > s for s in against)
+        terms = {"inter": sum(rows) / len(rows)}
+        logs["queue_accuracy"], logs["same_video_negatives"] = hits / len(rows), same / n
+        found = [max(range(n), key=lambda j: (q["inter"][i] * keys[0]["inter"][j]).sum().item()) == i for i in range(n)]
+        logs["in_batch_accuracy"] = sum(found) / n
+
+        if c.intra:
+            rows = []
+            for i in range(n):
+                good = ((q["intra"][i] * keys[0]["intra"][i]).sum() / tau).exp()
+                for key in keys[1:]:
+                    rows.append(-torch.log(good / (good + ((q["intra"][i] * key["intra"][i]).sum() / tau).exp())))
+            terms["intra"] = sum(rows) / len(rows)
+        if c.order:
+            rows = []
+            for i in range(n):
+                logits = self.classifier(torch.cat([q["order"][i], keys[1]["order"][i], keys[2]["order"][i]]))
+                rows.append(-torch.log(logits[views.order[i]].exp() / (logits[0].exp() + logits[1].exp())))
+            terms["order"] = sum(rows) / n
+        if a.variant != "none":
+            rows, shares = self.alignment(q["inter"], keys[0]["inter"], maps, views.motion)
+            terms["mal"] = sum(rows) / n
+            logs |= shares
+        weight = {"inter": c.inter, "intra": c.intra, "order": progress if c.order == "epoch" else c.order,
+                  "mal": a.weight * (2 if epoch < a.double_epochs else 1)}
+        loss = sum(weight[name] * term for name, term in terms.items())
+        gradients = dict(zip(self.parameters(), torch.autograd.grad(loss, list(self.parameters().values()))))
+        with torch.no_grad():
+            for name, p in self.parameters().items():
+                p -= r.optimise.lr * gradients[name]
+        for key in keys:
+            for i in range(n):
+                self.queue[self.pointer] = key["inter"][i], int(views.ids[i])
+                self.pointer = (self.pointer + 1) % len(self.queue)
+        self.steps += 1
+        logs |= {name: float(term.detach()) for name, term in terms.items()}
+        return {"loss": float(loss.detach())} | logs, gradients
+
+    def alignment(self, q, k, maps, motion):
+        """MAL of each clip in the renormalised form, and the logged sums: Eqs. 4-7 position by position."""
+        a = self.recipe.alignment
+        similarity = sum((q[i] * k[i]).sum() for i in range(len(q)))
+        gradients = [None] * len(maps)
+        if a.variant != "v1":
+            gradients = torch.autograd.grad(similarity, maps, create_graph=True)
+        rows, logs = [], dict.fromkeys([f"mal_{t}" for t in ("st", "s", "t") if getattr(a, t)], 0.0)
+        logs |= {"dead_maps": 0, "zero_targets": 0}
+        clips = [(h[i], None if g is None else g[i]) for h, g in zip(maps, gradients) for i in range(len(h))]
+        for (h, g), m in zip(clips, motion):
+            channels, steps, height, width = h.shape
+            aligned = {}
+            for t in range(steps):
+                if a.variant != "v1":
+                    at = g[:, t] if a.weights_per_step else g
+                    w = at.reshape(channels, -1).sum(1) / at[0].numel()
+                for y in range(height):
+                    for x in range(width):
+                        if a.variant == "v1":
+                            aligned[t, y, x] = h[:, t, y, x].sum()
+                        else:
+                            value = (w * (h if a.variant == "v2" else g)[:, t, y, x]).sum()
+                            aligned[t, y, x] = value if value > 0 else value * 0
+            target = {key: m[key] for key in aligned}
+            logs["zero_targets"] += all(v == 0 for v in target.values())
+            logs["dead_maps"] += all(v == 0 for v in aligned.values())
+            cost = {"st": distance(aligned, target),
+                    "s": distance(pool(aligned, (1, 2)), pool(target, (1, 2))),
+                    "t": distance(pool(aligned, (0,)), pool(target, (0,)))}
+            rows.append(sum(cost[t] for t in ("st", "s", "t") if getattr(a, t)))
+            for t in ("st", "s", "t"):
+                if getattr(a, t):
+                    logs[f"mal_{t}"] += cost[t].item() / len(q)
+        return rows, logs
+
+
+def pool(values, axes):
+    """{(t, y, x): value} -> means over the axes that are not kept."""
+    groups = {}
+    for key, value in values.items():
+        groups.setdefault(tuple(key[axis] for axis in axes), []).append(value)
+    return {key: sum(group) / len(group) for key, group in groups.items()}
+
+
+def distance(a, b):
+    """|<a> - <b>|^2; 2 where a has no direction, 0 where b has none."""
+    if all(v == 0 for v in b.values()):
+        return torch.zeros((), dtype=torch.float64)
+    if all(v == 0 for v in a.values()):
+        return torch.full((), 2.0, dtype=torch.float64)
+    a_norm, b_norm = sum(v * v for v in a.values()).sqrt(), sum(v * v for v in b.values()).sqrt()
+    return sum((a[key] / a_norm - b[key] / b_norm) ** 2 for key in a)
+
+
+@pytest.fixture(scope="session")
+def make_oracle():
+    return Oracle

@@ -1,0 +1,151 @@
+"""Two processes over gloo against the oracle, which sees the global batch in one.
+
+This file is also what the processes run: `python test_ddp.py CASES OUT`, placed by torchrun's variables.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+CASES = {
+    "mcl": {},
+    "mcl-float32": {},
+    "mcl-split": {"contrast.bn": "split", "contrast.bn_group": 2, "alignment.variant": "v2", "optimise.seed": 3},
+    "moco": {"alignment.variant": "none", "sampling.keys": 1, "contrast.intra": 0.0, "contrast.order": 0.0,
+             "contrast.exclude_same_video": True, "contrast.queue": 20},
+}
+RANKS, STEPS = 2, 3
+
+
+def work(cases: str, out: str) -> None:
+    """One rank: a few steps of every case under DistributedDataParallel, and what came of them."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from shared.nn.backbones import build_backbone
+    from shared.nn.distributed import close_world, exchange, gather, open_world, reduce_logs
+    from shared.pretraining import build_recipe
+    from shared.views import Views
+    from train.moco import Learner
+
+    world, results = open_world("cpu"), {}
+    for name, (tree, batches) in torch.load(cases, weights_only=True).items():
+        recipe = build_recipe(tree)
+        torch.manual_seed(recipe.optimise.seed)
+        learner = Learner(lambda: build_backbone(recipe.model.backbone, recipe.model.width), recipe, world)
+        dtype = torch.float32 if name.endswith("float32") else torch.float64
+        learner.to(dtype)
+        wrapped = DistributedDataParallel(learner, broadcast_buffers=False)
+        rows = slice(world.rank * recipe.optimise.batch // RANKS, (world.rank + 1) * recipe.optimise.batch // RANKS)
+        steps = []
+        for step, batch in enumerate(batches):
+            batch = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
+            views = Views(keys=tuple(batch.pop(key)[rows] for key in sorted(batch) if key.startswith("key")),
+                          **{key: value[rows] for key, value in batch.items() if not key.startswith("key")})
+            output = wrapped(views, step / 10, step)
+            learner.zero_grad()
+            output["loss"].backward()
+            gradients = {key: p.grad.clone() for key, p in learner.named_parameters() if p.requires_grad}
+            steps.append((reduce_logs(output, world), gradients))
+            for p in learner.parameters():
+                if p.requires_grad:
+                    p.data -= recipe.optimise.lr * p.grad
+        results[name] = {"steps": steps, "state": learner.state_dict()}
+    mine = torch.arange(6).view(3, 2) + 100 * world.rank
+    order = torch.tensor([4, 1, 5, 0, 2, 3])
+    results["moved"] = gather(mine, world), exchange(mine, order, world)
+    torch.save(results, f"{out}.{world.rank}")
+    close_world(world)
+
+
+def tensors(views) -> dict[str, torch.Tensor]:
+    """The views by name, the keys as key0, key1, ..."""
+    named = dict(vars(views))
+    return {f"key{number}": key for number, key in enumerate(named.pop("keys"))} | named
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, make_recipe, make_views):
+    """What either process found."""
+    folder = tmp_path_factory.mktemp("ddp")
+    cases = {}
+    for name, settings in CASES.items():
+        recipe = make_recipe(settings)
+        cases[name] = recipe.to_dict(), [tensors(make_views(recipe, step)) for step in range(STEPS)]
+    torch.save(cases, folder / "cases")
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+             "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([sys.executable, __file__, folder / "cases", folder / "out"],
+                                  env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                 for rank in range(RANKS)]
+    try:
+        for process in processes:
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [torch.load(folder / f"out.{rank}", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.endswith("float32")])
+def test_two_ranks_equal_the_oracle_of_the_whole(name, ranks, make_recipe, make_views, make_learner, make_oracle):
+    """Losses, gradients, queue and key encoder, step by step; both ranks alike but for their BN statistics."""
+    from shared.nn.distributed import World
+
+    recipe = make_recipe(CASES[name])
+    learner = make_learner(recipe, World(rank=0, size=RANKS))
+    assert learner.shuffle.mode == ("split" if name == "mcl-split" else "shuffle")
+    oracle = make_oracle(learner, recipe, RANKS)
+    for step in range(STEPS):
+        logs, gradients = oracle.step(make_views(recipe, step), step / 10, step)
+        for rank in ranks:
+            found, theirs = rank[name]["steps"][step]
+            assert found.keys() == logs.keys()
+            for key, value in logs.items():
+                assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-9), key
+            assert theirs.keys() == gradients.keys()
+            for key, gradient in gradients.items():
+                torch.testing.assert_close(theirs[key], gradient, rtol=1e-7, atol=1e-10, msg=lambda m: f"{key}: {m}")
+    for rank in ranks:
+        state = rank[name]["state"]
+        torch.testing.assert_close(state["queue.keys"], torch.stack([vector for vector, _ in oracle.queue]))
+        assert state["queue.ids"].tolist() == [id for _, id in oracle.queue]
+        assert int(state["queue.pointer"]) == oracle.pointer
+        assert int(state["step"]) == STEPS
+        for key, p in oracle.nets.key.named_parameters():
+            torch.testing.assert_close(state[f"key.backbone.{key}"], p.detach())
+    a, b = (rank[name]["state"] for rank in ranks)
+    for key in a:
+        assert torch.equal(a[key], b[key]) == ("running" not in key), key
+
+
+def test_float32_under_ddp_gives_the_gradient(ranks, make_recipe, make_views, make_learner, make_oracle):
+    from shared.nn.distributed import World
+
+    recipe = make_recipe()
+    oracle = make_oracle(make_learner(recipe, World(rank=0, size=RANKS)), recipe, RANKS)
+    _, gradients = oracle.step(make_views(recipe, 0), 0.0, 0)
+    expected = torch.cat([gradient.flatten() for gradient in gradients.values()])
+    for rank in ranks:
+        _, theirs = rank["mcl-float32"]["steps"][0]
+        found = torch.cat([theirs[name].flatten() for name in gradients]).double()
+        assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.999
+
+
+def test_rows_move_as_in_one_process(ranks):
+    everything = torch.cat([torch.arange(6).view(3, 2), torch.arange(6).view(3, 2) + 100])
+    order = torch.tensor([4, 1, 5, 0, 2, 3])
+    for rank, result in enumerate(ranks):
+        gathered, exchanged = result["moved"]
+        assert torch.equal(gathered, everything)
+        assert torch.equal(exchanged, everything[order][3 * rank:3 * rank + 3])
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

@@ -1,0 +1,297 @@
+"""The whole command on a real store: what a run leaves, refusals, kills and resumptions."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.cli import RequestError, Stopped
+from shared.nn.checkpoint import load, load_backbone
+from shared.store.index import Index
+from train import main
+
+ROOT = Path(main.__file__).resolve().parents[1]
+TIMES = {"clips_per_s", "data_wait"}
+SMALL = ["--pipeline", "mcl-tiny", *(word for setting in (
+    "size=24", "batch=4", "bn_group=2", "model.hidden=16", "queue=40", "steps=8", "checkpoint_steps=3", "workers=0",
+    "threads=1", "images_every=3", "every_epochs=3") for word in ("--set", setting))]
+
+
+@pytest.fixture(scope="session")
+def store(small_videos, tmp_path_factory):
+    """Twelve synthetic videos, preprocessed, eight of them in `train`: two steps an epoch of four."""
+    from preprocess import run
+
+    store = tmp_path_factory.mktemp("train") / "store"
+    assert run.main(["--dataset", "folder", "--videos", str(small_videos), "--store", str(store), "--engine", "serial",
+                     "--set", "geometries=8x2", "--set", "preset=fast"]) == 0
+    return store
+
+
+@pytest.fixture
+def quiet_torch():
+    """The command sets threads and determinism for its process: here they come back."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def command(store, run, *more):
+    return [*SMALL, "--store", str(store), "--run", str(run), *more]
+
+
+def train(store, run, *more):
+    """Exit code of the command run in this process."""
+    return main.main(command(store, run, *more))
+
+
+def rows(run):
+    """metrics.jsonl without what depends on the clock: {step: row}; every step once."""
+    parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len({row["step"] for row in parsed}) == len(parsed)
+    return {row["step"]: {key: value for key, value in row.items() if key not in TIMES} for row in parsed}
+
+
+@pytest.fixture(scope="module")
+def unbroken(store, tmp_path_factory):
+    """A run from beginning to end, in a process of its own."""
+    run = tmp_path_factory.mktemp("runs") / "unbroken"
+    done = subprocess.run([sys.executable, str(ROOT / "train/main.py"), *command(store, run)], capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return run, done.stdout
+
+
+def test_what_a_run_leaves(unbroken, store):
+    run, said = unbroken
+    assert sorted(entry.name for entry in run.iterdir() if not entry.name.startswith(".")) == [
+        "checkpoints", "last.pt", "metrics.jsonl", "tensorboard"]
+    assert sorted(os.listdir(run / "checkpoints")) == ["epoch-0003.pt", "step-00000003.pt", "step-00000008.pt"]
+    found = rows(run)
+    assert list(found) == list(range(1, 9))
+    for row in found.values():
+        assert {"step", "epoch", "loss", "inter", "intra", "order", "mal", "mal_st", "mal_s", "mal_t", "lr",
+                "grad_norm", "in_batch_accuracy", "queue_accuracy", "same_video_negatives", "dead_maps",
+                "zero_targets"} <= row.keys()
+        assert row["epoch"] == (row["step"] - 1) // 2
+        weighted = row["inter"] + row["intra"] + row["order"] * row["epoch"] / 4 + 4 * row["mal"]
+        assert row["loss"] == pytest.approx(weighted, rel=1e-5)
+        assert row["lr"] == pytest.approx(0.04 * (1 + math.cos(math.pi * (row["step"] - 1) / 8)) / 2)
+    state = load(run / "last.pt")
+    assert state["step"] == 8 and state["learner"]["queue.pointer"] == 8 * 12 % 40 and len(state["rng"]) == 1
+    assert state["sampler"]["epoch"] == 4 and state["sampler"]["step"] == 0
+    backbone, provenance = load_backbone(run / "last.pt")
+    assert backbone(torch.zeros(1, 3, 8, 24, 24)).shape == (1, backbone.features)
+    assert provenance["stores"][0]["split"] == "train" and provenance["stores"][0]["videos"] == 8
+    assert provenance["bn_group"] == 2 and provenance["init"] is None and provenance["threads"] == 1
+    for text in ("pipeline mcl-tiny", "8 videos of split train", "memory   at most: process", "last.pt"):
+        assert text in said
+
+
+def test_tensorboard_has_scalars_and_images(unbroken):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, _ = unbroken
+    events = EventAccumulator(str(run / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
+    tag, = events.Tags()["images"]
+    pictures = events.Images(tag)
+    assert [event.step for event in pictures] == [1, 7]
+    # four clips: query, target, Grad-CAM and three keys
+    assert (pictures[0].height, pictures[0].width) == (4 * 24, 6 * 24)
+
+
+def test_another_recipe_data_or_folder_is_refused(unbroken, store, tmp_path, quiet_torch):
+    run, _ = unbroken
+    before = (run / "metrics.jsonl").read_bytes()
+    for more, message in (
+            ([], "is not empty; go on with it by --resume auto"),
+            (["--resume", "auto", "--set", "lr=0.1"], "another recipe: optimise.lr: stored 0.04, asked 0.1"),
+            (["--resume", "auto", "--set", "steps=9"], "optimise.steps: stored 8, asked 9")):
+        with pytest.raises(RequestError, match=re.escape(message)):
+            train(store, run, *more)
+    other = tmp_path / "store"
+    shutil.copytree(store, other)
+    assert train(other, run, "--resume", "auto") == 0      # the same store elsewhere
+    from shared.store.index import publish
+    index = Index.load(other)
+    publish(other, index.pack_rows(), [row for row in index.rows() if row.id != index.id[index.in_split("train")[0]]])
+    with pytest.raises(RequestError, match="made from other data: store 1.index: .*store 1.videos: stored 8, asked 7"):
+        train(other, run, "--resume", "auto")
+    assert (run / "metrics.jsonl").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    with pytest.raises(RequestError, match="is no run of train/main.py: it holds thesis.tex"):
+        train(store, tmp_path / "mine", "--resume", "auto")
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--split", "test9"], "has no split 'test9'; it has test, train"),
+    (["--set", "clip=8x4"], "preprocess.reindex"),
+    (["--set", "batch=16"], "--set batch=8"),
+    (["--set", "bn_group=3"], "no multiple of contrast.bn_group"),
+    (["--set", "backbone=r2plus1d_tin"], "did you mean 'r2plus1d_tiny'"),
+    (["--init", "nowhere.pth"], "leave out --init"),
+    (["--resume", "yes"], "invalid choice: 'yes'"),
+    (["--pipelin", "mcl"], "did you mean '--pipeline'"),
+])
+def test_mistakes_leave_nothing(store, tmp_path, quiet_torch, more, message):
+    with pytest.raises(RequestError, match=re.escape(message)):
+        train(store, tmp_path / "run", *more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_that_is_none(tmp_path, quiet_torch):
+    with pytest.raises(RequestError, match="is no store"):
+        train(tmp_path, tmp_path / "run")
+
+
+def test_stops_before_an_update_that_is_not_finite(store, tmp_path, quiet_torch):
+    with pytest.raises(Stopped) as stop:
+        train(store, tmp_path, *"--set lr=1e30 --set checkpoint_steps=1 --set images_every=0".split())
+    line = str(stop.value)
+    step = int(re.search(r"step (\d+) is not finite, before the update: .*loss (nan|inf)", line)[1])
+    assert 1 < step <= 4 and f"the last checkpoint is of step {step - 1}" in line
+    videos = re.search(r"videos (.*?);", line)[1].split(", ")
+    assert len(videos) == 4 and set(videos) <= set(Index.load(store).id)
+    assert load(tmp_path / "last.pt")["step"] == step - 1 and list(rows(tmp_path)) == list(range(1, step))
+
+
+def test_rows_beyond_the_checkpoint_are_written_anew(unbroken, store, tmp_path, quiet_torch):
+    """Resumed in another process from the middle, with workers, and with a torn last row."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken[0], run, symlinks=True)
+    (run / "last.pt").unlink()
+    (run / "last.pt").symlink_to("checkpoints/step-00000003.pt")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "lo')
+    assert train(store, run, "--resume", "auto", "--set", "workers=2") == 0
+    assert rows(run) == rows(unbroken[0])
+
+
+def start(store, run, *more, ranks=1):
+    """The command in a process group of its own; torchrun's `--` keeps its parser from our --run."""
+    python = [sys.executable]
+    if ranks > 1:
+        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--local-addr=127.0.0.1",
+                   "--"]
+    return subprocess.Popen([*python, str(ROOT / "train/main.py"), *command(store, run, *more)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_rows(process, run, count):
+    """Until `count` rows are logged; the process must not end before."""
+    path, deadline = run / "metrics.jsonl", time.monotonic() + 300
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
+
+
+def test_interrupted_it_saves_and_says_how_to_go_on(store, tmp_path, quiet_torch):
+    run = tmp_path / "run"
+
+    def interrupt():
+        while not (run / "metrics.jsonl").exists() or len(rows_there(run)) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Stopped, match=r"interrupted after step \d+ of 100000; .*last.pt holds it; .*--resume auto"):
+        train(store, run, "--set", "steps=100000", "--set", "checkpoint_steps=0")
+    thread.join()
+    done = load(run / "last.pt")["step"]
+    assert done >= 2 and list(rows(run)) == list(range(1, done + 1))
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal(unbroken, store, tmp_path):
+    """SIGINT reaches the whole process group, workers too; exit code 3, and a resumed run is as one unbroken."""
+    run = tmp_path / "run"
+    process = start(store, run, "--set", "checkpoint_steps=0", "--set", "workers=2")
+    try:
+        wait_for_rows(process, run, 2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 3
+    assert "interrupted after step" in errors and "--resume auto" in errors and "Traceback" not in errors
+    done = load(run / "last.pt")["step"]
+    assert list(rows(run)) == list(range(1, done + 1)) and done < 8
+    process = start(store, run, "--resume", "auto")
+    assert process.wait(timeout=120) == 0
+    assert rows(run) == rows(unbroken[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks, workers, kills", [(1, 0, (1, 4, 7)), (1, 2, (5,)), (2, 0, (2, 6)), (2, 2, (4,))])
+def test_killed_at_any_step_and_resumed_as_one_never_killed(store, tmp_path, ranks, workers, kills):
+    settings = ["--set", f"workers={workers}"]
+    process = start(store, tmp_path / "whole", *settings, ranks=ranks)
+    assert process.communicate(timeout=300) and process.returncode == 0
+    for count in kills:
+        run = tmp_path / f"killed-{count}"
+        process = start(store, run, *settings, ranks=ranks)
+        try:
+            wait_for_rows(process, run, count)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            kill_children(run)
+        process.communicate()
+        assert len(rows_there(run)) < 8
+        process = start(store, run, *settings, "--resume", "auto", ranks=ranks)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert rows(run) == rows(tmp_path / "whole")
+    whole, resumed = load(tmp_path / "whole/last.pt"), load(run / "last.pt")
+    assert all(torch.equal(value, whole["learner"][name]) for name, value in resumed["learner"].items())
+
+
+def rows_there(run):
+    return [line for line in (run / "metrics.jsonl").read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def kill_children(run):
+    """Torchrun's ranks have sessions of their own: those of this run, by its folder on their command line."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        if str(run) in (process.info["cmdline"] or ()):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_another_number_of_processes(store, tmp_path, unbroken, quiet_torch):
+    run = tmp_path / "run"
+    process = start(store, run, "--set", "steps=8", ranks=2)
+    wait_for_rows(process, run, 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    kill_children(run)
+    process.communicate()
+    with pytest.raises(RequestError, match="made by 2 processes and this run has 1.*add --set reshard=true"):
+        train(store, run, "--resume", "auto")
+    assert train(store, run, "--resume", "auto", "--set", "reshard=true") == 0
+    assert list(rows(run)) == list(range(1, 9))
+    assert load(run / "last.pt")["provenance"]["resharded"] == [{"step": 3, "from": 2, "to": 1}]
+
+
+@pytest.mark.slow
+def test_under_torchrun_rank_0_alone_speaks(store, tmp_path):
+    process = start(store, tmp_path / "run", "--set", "epohs=3", ranks=2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert [line for line in errors.splitlines() if line.startswith("error:")] == [
+        "error: --set 'epohs' is no setting; did you mean 'epochs'?"]
+    assert "stopping ..." not in errors and not (tmp_path / "run").exists()

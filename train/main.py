@@ -1,0 +1,266 @@
+"""Pre-training from packs: `python train/main.py --pipeline NAME --store STORE --run RUN`; with several processes
+`torchrun --nproc-per-node N -- train/main.py ...`.
+
+The `--` keeps torchrun, whose own --run-path and --run_path begin alike, from our --run.
+"""
+
+import os
+
+from shared import cli
+
+RANK = int(os.environ.get("RANK", 0))
+
+if __name__ == "__main__":
+    cli.catch_interrupts()   # before the imports that take a while
+    # Threads that spin while they wait take the cores from the loader's workers: up to 10x a step on busy cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from shared.cli import Progress, RequestError, Stopped, duration, size
+from shared.data import ClipData
+from shared.loader import Loader, Sampler
+from shared.nn import checkpoint
+from shared.nn.backbones import build_backbone
+from shared.nn.distributed import World, close_world, open_world, reduce_logs
+from shared.nn.inflate import inflate
+from shared.pretraining import RunTraining, Training, load_training
+from shared.views import make_views
+from train.moco import Learner, aligns
+from train.record import Meter, Record, claim, peak_memory
+from train.resume import restore
+from train.schedule import Schedule
+from train.together import Interrupt, agree, every, lost_peer, raise_first, speak_alone, together
+
+PACKAGES = "motionpack", "torch", "kornia", "numpy"
+RESUME = "the same command with --resume auto goes on"
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line. Raises RequestError for what it cannot take."""
+    parser = cli.Arguments(prog="train/main.py", description=__doc__)
+    parser.add_argument("--pipeline", required=True, help="a name of pipelines.yaml, such as mcl-tiny")
+    parser.add_argument("--store", required=True, action="append", metavar="DIR", help="packs; may be given repeatedly")
+    parser.add_argument("--run", required=True, type=cli.folder, help="where checkpoints and metrics go")
+    parser.add_argument("--split", help="which videos; default the training list: train, else train1")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="2D ImageNet weights: MoCo v2's or torchvision's")
+    parser.add_argument("--resume", choices=["auto"], help="go on from RUN/last.pt where there is one")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="replace a setting, such as epochs=20")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
+    args = arguments(argv)
+    training = load_training(args.pipeline, args.settings)
+    if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1", "::1"):     # one machine: nothing leaves it
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    world = open_world()
+    threads = prepare_torch(training, world)
+    with ExitStack() as stack:
+        stack.callback(close_world, world)
+        try:
+            return train(args, training, world, threads, stack)
+        except RuntimeError as error:
+            if lost_peer(error, world):
+                raise Stopped(f"another process of this run ended ({str(error).splitlines()[0]}); {RESUME}") from error
+            raise
+
+
+def prepare_torch(training: Training, world: World) -> int:
+    """Threads, seeds, determinism where torch has it; returns the number of threads."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    threads = training.run.threads or max(1, len(os.sched_getaffinity(0)) // local)
+    torch.set_num_threads(threads)
+    torch.manual_seed(training.recipe.optimise.seed)
+    if world.device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    else:
+        torch.backends.cudnn.benchmark = True
+    return threads
+
+
+def train(args: argparse.Namespace, training: Training, world: World, threads: int, stack: ExitStack) -> int:
+    """The run, from claiming its folder to the closing summary; what it opens, the stack closes."""
+    recipe, run, device = training.recipe, training.run, world.device
+    say = print if world.main else lambda *_, **__: None
+    with together(world):
+        data = ClipData(args.store, recipe.sampling, recipe.augment, args.split, recipe.optimise.seed,
+                        motion=aligns(recipe.alignment))
+        sampler = Sampler(len(data), recipe.optimise.batch, recipe.optimise.seed, world.rank, world.size)
+        schedule = Schedule.of(recipe.optimise, sampler.steps)
+        learner, init = build_learner(training, args.init, world)
+        provenance = {"stores": data.provenance(), "init": init, "world_size": world.size, "threads": threads,
+                      "bn": learner.shuffle.mode, "bn_group": learner.shuffle.group, "device": device.type,
+                      "versions": {name: version(name) for name in PACKAGES}, "resharded": []}
+        trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, recipe.optimise.lr, recipe.optimise.momentum,
+                                    weight_decay=recipe.optimise.weight_decay)
+        if world.main:
+            stack.callback(os.close, claim(args.run, args.resume == "auto"))
+        folder, first = checkpoint.Folder(args.run, run.keep), 0
+        if args.resume and folder.last.exists():
+            first, provenance = restore(folder.last, training, provenance, learner, optimizer, sampler, world, say)
+    target_shape = learner.query.backbone.h_shape(recipe.sampling.geometry.length, recipe.sampling.size)[1:]
+    introduce(training, data, schedule, learner, provenance, first, say)
+    if first == schedule.steps:
+        say(f"nothing to do: {folder.last} is complete at step {first}")
+        return cli.DONE
+    if run.compile:
+        learner.compile()
+    model = learner if world.size == 1 else distributed(learner)
+    control = dist.new_group(backend="gloo") if world.size > 1 else None
+    record = stack.enter_context(Record(args.run, first)) if world.main else None
+    progress = Progress(training.name, schedule.steps - first) if world.main else None
+    started = saved_at = time.monotonic()
+    saved = first
+    meter, total = Meter(recipe.optimise.batch), Meter(recipe.optimise.batch)
+
+    def save(done: int, position: dict) -> None:
+        states = every(checkpoint.rng_state(), world, control)
+        if world.main:
+            epochs = done // schedule.steps_per_epoch if done % schedule.steps_per_epoch == 0 else 0
+            forever = epochs and run.every_epochs and epochs % run.every_epochs == 0
+            folder.save({"format": checkpoint.FORMAT, "pipeline": training.name, "recipe": recipe.to_dict(),
+                         "run": dataclasses.asdict(run), "step": done, "epoch": schedule.epoch(done),
+                         "learner": learner.state_dict(), "optimizer": optimizer.state_dict(),
+                         "scheduler": dataclasses.asdict(schedule), "sampler": position, "rng": states,
+                         "provenance": provenance}, epochs if forever else None)
+
+    with Interrupt(world) as interrupt, Loader(data, sampler, worker_count(run), device) as loader:
+        batches = iter(loader)
+        for step in range(first, schedule.steps):
+            waiting = time.monotonic()
+            batch, trouble = fetched(batches)
+            waited = time.monotonic() - waiting
+
+            # step = updates done so far: between two updates all ranks agree on whether to save, and whether to stop.
+            due = step > saved and (is_due(step, schedule, run)
+                                    or 0 < run.checkpoint_minutes * 60 < time.monotonic() - saved_at)
+            broken, stop, due = agree([trouble is not None, interrupt.reason is not None, due], world, control)
+            if broken:
+                raise_first(every(trouble, world, control))
+            if due or stop and step > saved:
+                save(step, {**sampler.state_dict(), "epoch": batch.epoch, "step": batch.step})
+                saved, saved_at = step, time.monotonic()
+            if stop:
+                raise Stopped(f"{interrupt.reason or 'interrupted'} after step {step} of {schedule.steps}; "
+                              + (f"{folder.last} holds it; " if saved else "") + RESUME)
+
+            views = make_views(batch, recipe.augment, recipe.sampling.size, target_shape if data.motion else None,
+                               device)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(step)
+            out = model(views, schedule.progress(step), schedule.epoch(step))
+            out["loss"].backward()
+            out["grad_norm"] = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+            logs = reduce_logs(out, world)
+            if not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
+                names = [data.name(number) for number in batch.ids.tolist()]
+                ranks = every((float(out["loss"].detach()), names), world, control)
+                raise Stopped(not_finite(step + 1, logs, ranks, saved))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            meter.add(waited)
+            total.add(waited)
+            if record and ((step + 1) % run.log_every == 0 or step + 1 == schedule.steps):
+                record.row({"step": step + 1, "epoch": schedule.epoch(step), **logs, "lr": schedule.rate(step),
+                            **meter.rates()})
+                meter = Meter(recipe.optimise.batch)
+            if record and run.images_every and step % (run.images_every * schedule.steps_per_epoch) == 0:
+                record.picture(learner, views, step + 1)
+            if progress:
+                progress.update(step + 1 - first, f"step {step + 1}/{schedule.steps}, {total.line(logs)}")
+    save(schedule.steps, sampler.state_dict())
+    if world.main:
+        progress.close(schedule.steps - first, f"step {schedule.steps}/{schedule.steps}, {total.line(logs)}")
+        marks = ", ".join(f"{name} {size(count)}" for name, count in peak_memory(device).items())
+        print(f"done     {schedule.steps} steps in {duration(time.monotonic() - started)}; {total.line(logs)}\n"
+              f"memory   at most: {marks}\n"
+              f"look at  {folder.last}, {args.run}/metrics.jsonl, `tensorboard --logdir {args.run}`")
+    return cli.DONE
+
+
+def build_learner(training: Training, init: Path | None, world: World) -> tuple[Learner, dict | None]:
+    """The learner on its device, and what --init gave."""
+    backbone = build_backbone(training.recipe.model.backbone, training.recipe.model.width)
+    taken = dataclasses.asdict(inflate(init, backbone)) if init else None
+    return Learner(lambda: backbone, training.recipe, world).to(world.device), taken
+
+
+def distributed(learner: Learner) -> DistributedDataParallel:
+    """The learner with its gradients averaged over the ranks; each rank's BN statistics are its own.
+
+    DDP rebuilds its buckets after the first step, which changes the order in which gloo adds up three ranks or more; a
+    resumed run has another first step, so there it is kept from that (by looking for unused parameters).
+    """
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")    # channels-last, one copy
+    return DistributedDataParallel(learner, forward_sync_buffers=False, gradient_as_bucket_view=True,
+                                   find_unused_parameters=learner.world.device.type == "cpu" and learner.world.size > 2)
+
+
+def introduce(training: Training, data: ClipData, schedule: Schedule, learner: Learner, provenance: dict, first: int,
+              say) -> None:
+    """What is about to run, on rank 0."""
+    optimise, model, world = training.recipe.optimise, training.recipe.model, learner.world
+    say(f"pipeline {training.name}: {training.about}")
+    say(f"data     {len(data)} videos of split {', '.join(sorted({s['split'] for s in data.provenance()}))}, clips "
+        f"{data.geometry}; {data.short} shorter than a clip left out, {data.undivided} too short for one in each half")
+    say(f"run      steps {first} to {schedule.steps}, {schedule.steps_per_epoch} an epoch of {optimise.batch} queries; "
+        f"{model.backbone} in {model.precision}; {world.size} process{'es' if world.size > 1 else ''} on "
+        f"{world.device.type} with {provenance['threads']} threads; BN {learner.shuffle.mode}, groups of "
+        f"{learner.shuffle.group}")
+    for note in (*training.notes, *filter(None, [learner.shuffle.note])):
+        say(f"note     {note}")
+    if provenance["init"]:
+        say(f"init     {provenance['init']['file']}, SHA-256 {provenance['init']['sha256']}")
+    elif model.backbone != "r2plus1d_tiny" and not first:
+        say("note     without --init: the paper's numbers start from ImageNet MoCo weights and are out of reach")
+
+
+def worker_count(run: RunTraining) -> int:
+    """Loader processes of this rank: as set, or one a core that training leaves, at most 8."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return run.workers if run.workers >= 0 else max(0, min(8, cores - 1))
+
+
+def is_due(done: int, schedule: Schedule, run: RunTraining) -> bool:
+    """Whether a checkpoint follows `done` updates by count: every so many steps, and at epochs that are kept."""
+    return bool(run.checkpoint_steps and done % run.checkpoint_steps == 0
+                or run.every_epochs and done % (run.every_epochs * schedule.steps_per_epoch) == 0)
+
+
+def fetched(batches) -> tuple:
+    """The next batch and None, or None and what went wrong, which the ranks tell one another first."""
+    try:
+        return next(batches), None
+    except Stopped as stop:
+        return None, ("Stopped", f"{stop}; {RESUME}")
+
+
+def not_finite(step: int, logs: dict, ranks: list[tuple[float, list[str]]], saved: int) -> str:
+    """The line that names step, losses and videos; those of the ranks whose own loss is not finite, or all."""
+    bad = [names for loss, names in ranks if not math.isfinite(loss)] or [names for _, names in ranks]
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
+    return (f"step {step} is not finite, before the update: {losses}; videos {', '.join(sum(bad, []))}; nothing of "
+            f"it is saved, the last checkpoint is of step {saved}: look at these videos, or lower lr in a new --run")
+
+
+if __name__ == "__main__":
+    cli.command(speak_alone(main, RANK), RESUME)

@@ -1,0 +1,58 @@
+"""Going on from a checkpoint: what must agree, what may differ, and what is said about it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from shared.cli import RequestError
+from shared.loader import Sampler
+from shared.nn import checkpoint
+from shared.nn.distributed import World
+from shared.pretraining import Training
+from shared.settings import differences
+from train.moco import Learner
+
+
+def restore(path: Path, training: Training, provenance: dict, learner: Learner, optimizer: torch.optim.Optimizer,
+            sampler: Sampler, world: World, say: Callable) -> tuple[int, dict]:
+    """Take everything from a checkpoint; returns the steps done and the provenance to go on with.
+
+    Raises RequestError where the checkpoint is of another recipe, other stores, other weights or another world size.
+    """
+    state = checkpoint.load(path, world.device)
+    stored = state["provenance"]
+    if different := differences(state["recipe"], training.recipe.to_dict()):
+        raise RequestError(f"{path} was made with another recipe: {'; '.join(different)}; use its settings or another "
+                           "--run")
+    if different := store_differences(stored["stores"], provenance["stores"]):
+        raise RequestError(f"{path} was made from other data: {'; '.join(different)}; use its --store and --split, or "
+                           "another --run")
+    if provenance["init"] and provenance["init"]["sha256"] != (stored["init"] or {}).get("sha256"):
+        raise RequestError(f"{path} did not start from --init {provenance['init']['file']}; leave --init out, since "
+                           "the checkpoint holds all weights, or choose another --run")
+    before, now = stored["world_size"], world.size
+    resharded = list(stored["resharded"])
+    if before != now:
+        if not training.run.reshard:
+            raise RequestError(f"{path} was made by {before} processes and this run has {now}, which gives other BN "
+                               f"groups and other losses; start {before}, or add --set reshard=true")
+        resharded.append({"step": state["step"], "from": before, "to": now})
+        say(f"reshard  from {before} to {now} processes at step {state['step']}: BN groups of "
+            f"{provenance['bn_group']} clips, {stored['bn_group']} before; the losses are not those of an unbroken run")
+    for name in ("threads", "device"):
+        if stored[name] != provenance[name]:
+            say(f"note     {name} was {stored[name]}, is {provenance[name]}: losses may differ in their last bits")
+    checkpoint.load_weights(learner, state["learner"], path)
+    optimizer.load_state_dict(state["optimizer"])
+    sampler.load_state_dict(state["sampler"])
+    checkpoint.set_rng_state(state["rng"][world.rank % before])
+    return state["step"], {**provenance, "init": stored["init"], "resharded": resharded}
+
+
+def store_differences(stored: list[dict], asked: list[dict]) -> list[str]:
+    """Where two lists of stores differ; where they lie may change."""
+    def numbered(stores):
+        return {f"store {i}": {key: value for key, value in store.items() if key != "store"}
+                for i, store in enumerate(stores, 1)}
+    return differences(numbered(stored), numbered(asked))
