@@ -215,18 +215,19 @@ def test_interrupted_it_saves_and_says_how_to_go_on(store, tmp_path, quiet_torch
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal(unbroken, store, tmp_path):
-    """SIGINT reaches the whole process group, workers too; exit code 3, and a resumed run is as one unbroken."""
+@pytest.mark.parametrize("number, word", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "SIGTERM")])
+def test_ctrl_c_in_a_terminal(unbroken, store, tmp_path, number, word):
+    """It reaches the whole process group, workers too; exit code 3, and a resumed run is as one unbroken."""
     run = tmp_path / "run"
     process = start(store, run, "--set", "checkpoint_steps=0", "--set", "workers=2")
     try:
         wait_for_rows(process, run, 2)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 3
-    assert "interrupted after step" in errors and "--resume auto" in errors and "Traceback" not in errors
+    assert f"{word} after step" in errors and "--resume auto" in errors and "Traceback" not in errors
     done = load(run / "last.pt")["step"]
     assert list(rows(run)) == list(range(1, done + 1)) and done < 8
     process = start(store, run, "--resume", "auto")
