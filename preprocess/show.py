@@ -5,9 +5,7 @@ S-motion with hot cells and crops. Flow and boundary are computed again from the
 """
 
 import difflib
-import re
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,24 +15,25 @@ import numpy as np
 from preprocess import flow as optical_flow
 from preprocess.task import flow_parameters
 from shared import cli, figures, motion, overview
-from shared.cli import Progress, RequestError
+from shared.census import store_picture
+from shared.cli import RequestError
 from shared.clips import ClipGeometry, draw_crop, unpack_mask
 from shared.recipe import Recipe, build
 from shared.store.index import Index, read_failures
 from shared.store.layout import damage_stops
-from shared.store.reader import OpenPack, StoreReader
+from shared.store.place import store_argument
+from shared.store.reader import StoreReader
 from shared.store.record import read_json
 
 SHOWN_FRAMES, SHOWN_CROPS = 6, 3
 SEED = 0  # of the crops: one store, one picture
-COUNTED = re.compile(r"\d+(?= (good )?frames)|(?<=at frame )\d+")  # reasons alike but for these numbers are one
 SEARCHED = 5000  # ids compared letter by letter for the nearest one; more would take seconds
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     parser = cli.Arguments(prog="python -m preprocess.show", description=__doc__)
-    parser.add_argument("store", type=cli.folder)
+    parser.add_argument("store", type=store_argument, help="a folder, or a URL such as s3://bucket/prefix")
     parser.add_argument("--video", metavar="ID", help="a video of the store; default: an overview of all")
     parser.add_argument("--clips", metavar="LxS", help="clip geometry; default: the recipe's first")
     parser.add_argument("--out", metavar="PNG", type=Path, required=True)
@@ -119,41 +118,6 @@ def _flow(reader: StoreReader, video: str, number: np.ndarray, frames: int, reci
     pairs = reader.frames(video, np.stack([first, first + 1], axis=1).ravel())
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pairs])
     return optical_flow.tvl1(grey[::2], grey[1::2], preset=flow_parameters(recipe), backend="cpu")
-
-
-def store_picture(index: Index, document: dict, geometry: ClipGeometry) -> overview.StorePicture:
-    """Counts over the index and every pack's clip tables."""
-    failures, packs, recipe = read_failures(index.store), index.pack_rows(), document["recipe"]
-    scores, medians, sizes, videos = [], [], Counter(), Counter(index.pack)
-    progress = Progress("reading clips", len(packs))
-    for number, row in enumerate(packs):
-        pack = OpenPack(index.store, row)
-        arrays = pack.clip_layouts(geometry)
-        count = int(pack.array(arrays["offset"], row.videos + 1)[-1])
-        scores.append(pack.array(arrays["score"], count))
-        medians.append(pack.array(arrays["median"], row.videos))
-        sizes["{}x{}".format(*pack.frame_size)] += videos[row.pack]
-        pack.close()
-        progress.update(number + 1)
-    progress.close()
-    medians = np.concatenate([*medians, np.zeros(0, np.float32)])
-    seconds = float((index.frames / np.where(index.fps > 0, index.fps, np.inf)).sum())
-    disk = sum(size for row in packs for size, _ in row.files.values())
-    backends = ", ".join(sorted({row.backend for row in packs})) or recipe["flow"]["backend"]
-    facts = [("videos", f"{len(index):,}"), ("failed", f"{len(failures):,}"),
-             ("classes", f"{len(document['classes']):,}"), ("frames", f"{int(index.frames.sum()):,}"),
-             ("duration", cli.duration(seconds)),
-             ("packs", f"{len(packs):,}, {cli.size(disk)}"), (f"clips {geometry}", f"{sum(map(len, scores)):,}"),
-             ("too short for one", f"{int(np.isnan(medians).sum()):,}"),
-             ("flow", f"{recipe['flow']['preset']} preset on {backends}"), ("recipe", document["recipe_hash"]),
-             ("format", str(document["format"]))]
-    return overview.StorePicture(
-        title=f"{index.store.resolve().name}: dataset {document['dataset']}", facts=facts,
-        scores=np.concatenate([*scores, np.zeros(0, np.float32)]), medians=medians[~np.isnan(medians)],
-        frames=index.frames, span=geometry.span, sizes=sizes.most_common(),
-        splits=Counter(s for text in index.split_text for s in text.split(";") if s).most_common(),
-        classes=Counter(name or "unlabelled" for name in index.class_name).most_common(),
-        reasons=Counter(COUNTED.sub("N", row.reason) for row in failures).most_common())
 
 
 if __name__ == "__main__":

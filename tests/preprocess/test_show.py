@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from preprocess import run, show
-from shared import cli, motion
+from shared import census, cli, motion
 from shared.cli import RequestError, Stopped
 from shared.clips import ClipGeometry, above, covered, summed_area, unpack_mask
 from shared.recipe import Recipe, build
@@ -110,7 +110,7 @@ def test_overview_counts_the_store(store):
 def test_reasons_that_differ_in_a_frame_number_are_one():
     reasons = ["damaged after 7 frames: invalid data; its 7 good frames are kept",
                "damaged after 12 frames: invalid data; its 12 good frames are kept"]
-    assert {show.COUNTED.sub("N", reason) for reason in reasons} == {
+    assert {census.COUNTED.sub("N", reason) for reason in reasons} == {
         "damaged after N frames: invalid data; its N good frames are kept"}
 
 

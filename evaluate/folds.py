@@ -1,0 +1,112 @@
+"""Which videos are learnt from and which are asked: two splits, or one group after the other left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluate.features import Features, View, extract
+from evaluate.protocol import Request
+from shared.cli import RequestError
+from shared.store.index import Index
+
+TRAIN, TEST = ("train", "train1"), ("test", "test1", "val")     # what a store's splits are called (DESIGN)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """train_name, test_name: as a message names them."""
+
+    train: Features
+    test: Features
+    train_name: str
+    test_name: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """folds: one, or one a group; classes: names by label; counts and notes: for the Result."""
+
+    folds: Sequence[Fold]
+    classes: Sequence[str]
+    counts: dict[str, int | float]
+    notes: Sequence[str]
+
+
+def gather_features(request: Request) -> Found | None:
+    """Features of the request's splits as folds, unlabelled videos left out; None on all ranks but rank 0.
+
+    Raises RequestError for a split that is not there, two that share videos, videos without labels or without groups.
+    """
+    view = View.of(request.settings.features, request.encoder)
+
+    def features(split: str | None, flag: str) -> Features:
+        return extract(request.encoder, request.store, split, view, request.settings.run, request.cache, request.world,
+                       flag)
+
+    train = features(request.train_split, "--train-split")
+    test = None if request.leave_out else features(request.test_split, "--test-split")
+    if not request.world.main:
+        return None
+    parts = [train] if test is None else [train, test]
+    counts = {"clips_per_video": view.clips, "looped": sum(part.looped for part in parts),
+              "features": train.vectors.shape[1]}
+    clips, seconds = sum(part.clips for part in parts), sum(part.seconds for part in parts)
+    if clips:
+        counts |= {"clips_extracted": clips, "extraction_s": seconds, "clips_per_s": clips / seconds}
+    unlabelled = sum(int((part.labels < 0).sum()) for part in parts)
+    labelled = [part.take(part.labels >= 0) if (part.labels < 0).any() else part for part in parts]
+    for part, name in zip(labelled, (request.train_split, request.test_split)):
+        if not len(part):
+            raise RequestError(f"{request.store}: no video of {_name(name)} has a label; this protocol needs classes: "
+                               "put the videos in a folder a class, or label them in an annotations CSV, and make the "
+                               "store anew")
+    if test is None:
+        folds = _leave_out(labelled[0], request)
+    else:
+        folds = [Fold(*labelled, _name(request.train_split), _name(request.test_split))]
+    counts |= {"train_videos": max(len(fold.train) for fold in folds),
+               "test_videos": sum(len(fold.test) for fold in folds), "unlabelled": unlabelled, "folds": len(folds),
+               "classes": len(np.unique(np.concatenate([part.labels for part in labelled])))}
+    notes = []
+    if counts["looped"]:
+        notes.append(f"{counts['looped']} videos are shorter than a clip of {view.geometry}; their frames repeat.")
+    if unlabelled:
+        notes.append(f"{unlabelled} videos without a label are left out.")
+    return Found(folds, train.classes, counts, notes)
+
+
+def _leave_out(features: Features, request: Request) -> list[Fold]:
+    groups = np.asarray(features.groups)
+    if not all(features.groups):
+        raise RequestError(f"--leave-out group: {int((groups == '').sum())} of {len(groups)} videos of {request.store} "
+                           "have no group; give every one a group in the annotations CSV and make the store anew")
+    names = sorted(set(features.groups))
+    if len(names) < 2:
+        raise RequestError(f"--leave-out group: all {len(groups)} videos are of group {names[0]!r}; expected two "
+                           "groups or more")
+    return [Fold(features.take(groups != name), features.take(groups == name), f"the groups other than {name!r}",
+                 f"group {name!r}") for name in names]
+
+
+def _name(split: str | None) -> str:
+    return "the store" if split is None else f"split {split!r}"
+
+
+def default_split(index: Index, asked: str | None, names: Sequence[str], flag: str) -> str:
+    """The split asked for, or the first of the usual names that the store has. Raises RequestError for none."""
+    if asked is not None:
+        return asked
+    found = next((name for name in names if name in index.splits), None)
+    if found is None:
+        raise RequestError(f"{index.store} has no split {' nor '.join(map(repr, names))}; it has "
+                           f"{', '.join(index.splits) or 'none'}: choose with {flag}, or use --leave-out group")
+    return found
+
+
+def check_apart(index: Index, train: str, test: str) -> None:
+    """Raises RequestError where a video is in both splits."""
+    shared = sum(train in splits and test in splits for splits in (text.split(";") for text in index.split_text))
+    if shared:
+        raise RequestError(f"--train-split {train!r} and --test-split {test!r} share {shared} videos of {index.store}; "
+                           "expected splits that share none, such as train1 and test1")

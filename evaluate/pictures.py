@@ -1,0 +1,150 @@
+"""Figures of the evaluation's report, from arrays alone; everything outside their data is the house's (shared/figures).
+
+K classes, HxW pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from shared.figures import CHOSEN, PLAIN, QUIET, SHOWN, bare, new_figure, short
+
+RIGHT = "#2b8a3e"
+NAMED, COUNTED = 40, 14       # classes up to which names, and shares in the cells, can be read
+COLOURS = (SHOWN, CHOSEN, "#e8a33d", "#2b8a3e", "#7a5195", PLAIN, "#00838f", "#8d6e63")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The middle frame (H, W, 3) uint8 of a video, its class by name and number."""
+
+    frame: np.ndarray
+    class_name: str
+    label: int
+
+
+def confusion_figure(table: np.ndarray, names: Sequence[str]) -> Figure:
+    """(K, K) counts as shares of each row; row = true class."""
+    count = len(names)
+    total = table.sum(1, keepdims=True)
+    shares = np.divide(table, total, out=np.zeros(table.shape), where=total > 0)
+    side = float(np.clip(0.45 * count, 3.6, 9.0))
+    longest = max(len(short(name, 24)) for name in names)
+    margin = 0.15 + (0.082 * longest if count <= NAMED else 0.5)
+    figure = new_figure(margin + side + 0.95, margin + side + 0.12)
+    across, down = figure.get_size_inches()
+    axes = figure.add_axes((margin / across, margin / down, side / across, side / down))
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    if count <= NAMED:
+        size = 10 if count <= 20 else 7
+        axes.set_xticks(range(count), [short(name, 24) for name in names], rotation=90, fontsize=size)
+        axes.set_yticks(range(count), [short(name, 24) for name in names], fontsize=size)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            label.set_parse_math(False)
+    else:
+        axes.set_xlabel("said", fontsize=11)
+        axes.set_ylabel("true class", fontsize=11)
+    axes.tick_params(length=0)
+    if count <= COUNTED:
+        for i, j in zip(*np.nonzero(table)):
+            axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=10,
+                      color="white" if shares[i, j] > 0.55 else "black")
+    bar = figure.add_axes(((margin + side + 0.15) / across, margin / down, 0.15 / across, side / down))
+    figure.colorbar(drawn, cax=bar, ticks=[0, 0.5, 1]).set_ticklabels(["0", "50", "100 %"], fontsize=10)
+    return figure
+
+
+def neighbours_figure(rows: Sequence[tuple[Tile, Sequence[Tile], np.ndarray]]) -> Figure:
+    """A line a query: its frame, then its neighbours, nearest first, with their cosines."""
+    columns = max(len(neighbours) for _, neighbours, _ in rows)
+    width, height, gap = 1.75, 1.32, 0.42
+    figure = new_figure(0.2 + width * 1.12 * (columns + 1) + 0.2, 0.35 + len(rows) * (height + gap))
+    across, down = figure.get_size_inches()
+
+    def place(tile: Tile, i: int, j: int, title: str, colour: str) -> None:
+        left = 0.1 + j * width * 1.12 + (0.2 if j else 0)
+        axes = bare(figure.add_axes((left / across, 1 - (0.35 + i * (height + gap) + height) / down, width / across,
+                                     height / down)))
+        axes.imshow(_square(tile.frame, width / height), aspect="auto")
+        axes.set_title(title, fontsize=9, pad=3, color=QUIET if j == 0 else colour, parse_math=False)
+        for side in axes.spines.values():
+            side.set(visible=True, edgecolor=colour, linewidth=3)
+
+    for i, (query, neighbours, scores) in enumerate(rows):
+        place(query, i, 0, f"query: {short(query.class_name, 18)}", QUIET)
+        for j, (tile, score) in enumerate(zip(neighbours, scores), 1):
+            same = tile.label == query.label
+            place(tile, i, j, f"{score:.2f} {short(tile.class_name, 16)}", RIGHT if same else CHOSEN)
+    return figure
+
+
+def _square(frame: np.ndarray, aspect: float) -> np.ndarray:
+    """The middle of a frame at the tile's aspect, width over height, so that nothing is squeezed."""
+    height, width = frame.shape[:2]
+    wide, high = min(width, round(height * aspect)), min(height, round(width / aspect))
+    top, left = (height - high) // 2, (width - wide) // 2
+    return frame[top:top + high, left:left + wide]
+
+
+def curves_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Learning curves of the pre-training: losses and accuracies over the steps; running means above the raw lines."""
+    panels = (("loss", ("loss", "inter", "intra", "order", "mal")),
+              ("accuracy", ("in_batch_accuracy", "queue_accuracy")))
+    figure = new_figure(11, 3.4)
+    for number, (title, names) in enumerate(panels):
+        axes = figure.add_axes((0.06 + 0.5 * number, 0.16, 0.43, 0.72))
+        for colour, name in zip(COLOURS, names):
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if not points:
+                continue
+            steps, values = np.array(points, np.float64).T
+            axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+            axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=name.replace("_", " "))
+        axes.set_title(title, fontsize=12, loc="left")
+        axes.set_xlabel("step", fontsize=10)
+        axes.tick_params(labelsize=9)
+        if axes.lines:
+            axes.legend(fontsize=9, frameon=False, ncols=len(axes.lines), loc="lower right", columnspacing=1.2,
+                        bbox_to_anchor=(1.02, 0.98), handlelength=1.4, borderaxespad=0.2)
+        if title == "accuracy":
+            axes.set_ylim(0, 1)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over a fiftieth of the steps."""
+    reach = max(1, len(values) // 50)
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(0, last - reach)
+    return (total[last] - total[first]) / (last - first)
+
+
+def compare_figure(names: Sequence[str], columns: Sequence[str], values: np.ndarray, spreads: np.ndarray,
+                   chance: np.ndarray) -> Figure:
+    """Bars of each metric side by side: (runs, metrics) percent, NaN for none; whiskers: one spread; dots: chance."""
+    figure = new_figure(float(np.clip(2 + 0.32 * len(names) * len(columns), 7, 16)), 4.2)
+    across, down = figure.get_size_inches()
+    axes = figure.add_axes((0.65 / across, 0.12, 1 - 0.85 / across, 0.84 - 0.22 * -(-len(names) // 3) / down))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        at = np.arange(len(columns)) + (i - (len(names) - 1) / 2) * width
+        axes.bar(at, np.nan_to_num(values[i]), width * 0.92, color=COLOURS[i % len(COLOURS)], label=short(name, 40))
+        known = np.isfinite(spreads[i])
+        axes.errorbar(at[known], values[i][known], spreads[i][known], fmt="none", ecolor="black", elinewidth=1,
+                      capsize=2)
+        known = np.isfinite(chance[i])
+        axes.hlines(chance[i][known], at[known] - width / 2, at[known] + width / 2, color="black", linestyle=":")
+    axes.set_xticks(range(len(columns)), columns, fontsize=10)
+    axes.set_ylabel("%", fontsize=10)
+    axes.set_ylim(0, 100)
+    axes.legend(fontsize=9, frameon=False, ncols=min(3, len(names)), loc="lower left", bbox_to_anchor=(0, 1.0))
+    for text in (*axes.get_legend().get_texts(), *axes.get_xticklabels()):
+        text.set_parse_math(False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure

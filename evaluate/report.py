@@ -1,0 +1,260 @@
+"""metrics.json and report.html of an evaluation: one document, written for programs and for readers.
+
+The page needs nothing but itself: figures are data URIs, the style is inside. It reads on a phone and in print.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+from evaluate import metrics
+from evaluate.protocol import Figure, Result, Table
+from shared.cli import RequestError
+from shared.store.record import write_atomic
+
+METRICS, REPORT = "metrics.json", "report.html"
+NUMBER = re.compile(r"[\d.]+( ± [\d.]+)?")
+PACKAGES = "motionpack", "torch", "numpy", "scikit-learn"
+STYLE = """
+*{box-sizing:border-box}body{margin:0 auto;padding:1.2rem 1rem 3rem;max-width:62rem;background:#fff;color:#1c2228;
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.12rem;margin:2.2rem 0 .6rem;padding-top:.5rem;
+border-top:1px solid #dde2e7}p{margin:.5rem 0}.quiet{color:#5a6570;font-size:.9rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1rem 0}
+.card{border:1px solid #dde2e7;border-radius:.5rem;padding:.6rem .8rem}.card b{display:block;font-size:1.75rem;
+line-height:1.2;font-variant-numeric:tabular-nums}.card span{display:block;color:#5a6570;font-size:.82rem}
+.card .name{color:#1f5a94;font-weight:600;font-size:.9rem}
+.notes{border-left:4px solid #e8a33d;background:#fdf7ec;padding:.4rem .9rem;margin:1rem 0}.notes p{margin:.3rem 0}
+.scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}table{border-collapse:collapse;font-size:.9rem;width:100%}
+th,td{padding:.32rem .6rem;text-align:left;border-bottom:1px solid #e8ecef;vertical-align:top}
+th{color:#5a6570;font-weight:600;border-bottom:2px solid #cfd6dc}td.n,th.n{text-align:right;white-space:nowrap;
+font-variant-numeric:tabular-nums}td.key{color:#5a6570;white-space:nowrap}td.value{overflow-wrap:anywhere}
+figure{margin:1rem 0;break-inside:avoid}figure img{max-width:100%;height:auto;display:block}
+figcaption{color:#5a6570;font-size:.85rem;margin-top:.3rem}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:0 1.2rem}
+.figures .wide{grid-column:1/-1}details{margin:.4rem 0}summary{cursor:pointer;color:#1f5a94}
+@media(max-width:34rem){body{font-size:15px}td.key{white-space:normal}}
+@media print{body{max-width:none;padding:0;font-size:10.5pt}h2{break-after:avoid}.scroll{overflow:visible}
+tr{break-inside:avoid}details>*{display:block}a{color:inherit}}
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a protocol: which checkpoint (as it was asked for), splits and seed, and what it found."""
+
+    checkpoint: str
+    train_split: str | None
+    test_split: str | None
+    seed: int
+    result: Result
+
+
+def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints: Sequence[Mapping], store: Mapping,
+              notes: Sequence[str] = ()) -> dict:
+    """The content of metrics.json.
+
+    `metrics`: the headline, percent: the mean over the runs of the first pair of splits. `mean` and `spread` (sample
+    standard deviation; null for one run): over all runs. `interval`: 95 %, of a single run only, from its test samples.
+    """
+    first = runs[0]
+    headline = [run for run in runs if (run.train_split, run.test_split) == (first.train_split, first.test_split)]
+    names = list(first.result.metrics)
+    over_all = {name: metrics.mean_spread([run.result.metrics[name] for run in runs]) for name in names}
+    document = {
+        "protocol": protocol,
+        "metrics": {name: metrics.mean_spread([run.result.metrics[name] for run in headline])[0] for name in names},
+        "mean": {name: mean for name, (mean, _) in over_all.items()},
+        "spread": {name: spread for name, (_, spread) in over_all.items()},
+        "chance": dict(first.result.chance),
+        "interval": {name: [100 * end for end in metrics.interval(first.result.metrics[name] / 100, trials)]
+                     for name, trials in first.result.trials.items()} if len(runs) == 1 else {},
+        "seeds": sorted({run.seed for run in runs}),
+        "splits": {"train": list(dict.fromkeys(run.train_split for run in runs)),
+                   "test": list(dict.fromkeys(run.test_split for run in runs)),
+                   "leave_out": "group" if first.test_split is None else None},
+        "counts": dict(first.result.counts),
+        "runs": [{"checkpoint": run.checkpoint, "train_split": run.train_split, "test_split": run.test_split,
+                  "seed": run.seed, "metrics": dict(run.result.metrics), "counts": dict(run.result.counts)}
+                 for run in runs],
+        "settings": dict(settings),
+        "checkpoint": dict(checkpoints[0]),
+        "checkpoints": [dict(one) for one in checkpoints],
+        "store": dict(store),
+        "tables": [{"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
+                   for table in first.result.tables],
+        "notes": list(dict.fromkeys([*notes, *(note for run in runs for note in run.result.notes)])),
+        "versions": {name: version(name) for name in PACKAGES},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return document
+
+
+def write_metrics(out: Path, document: dict) -> Path:
+    """OUT/metrics.json, whole or not at all. Raises ValueError for numbers that are not finite."""
+    path = out / METRICS
+    write_atomic(path, (json.dumps(document, indent=1, allow_nan=False, default=_plain) + "\n").encode())
+    return path
+
+
+def _plain(value):
+    """numpy's numbers and paths, for JSON."""
+    if isinstance(value, Path):
+        return str(value)
+    return value.item()
+
+
+def read_metrics(folder: Path) -> dict:
+    """The metrics.json of an evaluation's folder. Raises RequestError where there is none, or another file."""
+    path = Path(folder) / METRICS if Path(folder).is_dir() else Path(folder)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document["protocol"], document["metrics"].items(), document["spread"], document["chance"]
+    except FileNotFoundError:
+        raise RequestError(f"{folder} holds no {METRICS}; expected the --out folder of an evaluation") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(f"{path} is no result of evaluate.run ({type(error).__name__}); expected its --out "
+                           "folder") from None
+    return document
+
+
+def summary_line(document: Mapping, path: Path) -> str:
+    """One line: protocol, every metric with its spread and chance, how many videos and runs, where the report is."""
+    parts = []
+    for name, value in document["metrics"].items():
+        spread, chance = document["spread"].get(name), document["chance"].get(name)
+        parts.append(f"{name} {value:.1f}{f' ± {spread:.1f}' if spread is not None else ''}"
+                     f"{f' (chance {chance:.1f})' if chance is not None else ''}")
+    runs, tested = len(document["runs"]), document["counts"].get("test_videos")
+    return (f"{document['protocol']}: {', '.join(parts)} %"
+            + (f"; {tested:,} test videos" if tested else "") + (f"; {runs} runs" if runs > 1 else "") + f"; {path}")
+
+
+def write_report(out: Path, document: Mapping, figures: Sequence[Figure], title: str) -> Path:
+    """OUT/report.html of `document`, with the figures inside."""
+    parts = [_cards(document), notes_html(document["notes"])]
+    if len(document["runs"]) > 1:
+        parts.append(_section("Runs", table_html(_runs_table(document))))
+    if figures:
+        parts.append(_section("Figures", f'<div class="figures">{"".join(map(figure_html, figures))}</div>'))
+    parts += [_section(escape(table["title"]), table_html(Table(**table))) for table in document["tables"]]
+    parts.append(_section("How it was measured", _keys({
+        **document["store"], **_splits(document["splits"]),
+        "seeds": document["seeds"], "counts": document["counts"],
+        **{f"settings: {name}": values for name, values in document["settings"].items()}})))
+    for number, checkpoint in enumerate(document["checkpoints"], 1):
+        name = "Checkpoint" if len(document["checkpoints"]) == 1 else f"Checkpoint {number}"
+        parts.append(_section(name, _keys(checkpoint)))
+    made = f"motionpack {document['versions']['motionpack']}, {document['created']}"
+    parts.append(f'<p class="quiet">{escape(made)}; the same numbers for programs: {METRICS}</p>')
+    return write_page(out / REPORT, title, parts)
+
+
+def _splits(splits: Mapping) -> dict:
+    if splits["leave_out"] is None:
+        return {"train split": splits["train"], "test split": splits["test"]}
+    return {"videos": [split or "all" for split in splits["train"]],
+            "tested": "each group in turn, learnt from the others"}
+
+
+def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
+    """A page of `parts` (HTML), whole or not at all."""
+    head = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+            f'content="width=device-width, initial-scale=1"><title>{escape(title)}</title><style>{STYLE}</style>')
+    body = "\n".join(part for part in parts if part)
+    page = f"{head}</head>\n<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
+    write_atomic(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def figure_html(figure: Figure) -> str:
+    """The figure with its bytes inside."""
+    data = base64.b64encode(Path(figure.path).read_bytes()).decode()
+    return (f'<figure class="{"wide" if figure.wide else "half"}"><img alt="{escape(figure.caption)}" '
+            f'src="data:image/png;base64,{data}"><figcaption>{escape(figure.caption)}</figcaption></figure>\n')
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{title}</h2>\n{body}"
+
+
+def _cards(document: Mapping) -> str:
+    cards = []
+    for name, value in document["metrics"].items():
+        lines = []
+        if (spread := document["spread"].get(name)) is not None:
+            lines.append(f"{document['mean'][name]:.1f} ± {spread:.1f} over {len(document['runs'])} runs")
+        if name in document["interval"]:
+            low, high = document["interval"][name]
+            lines.append(f"95 %: {low:.1f} to {high:.1f}")
+        if name in document["chance"]:
+            lines.append(f"chance {document['chance'][name]:.1f}")
+        cards.append(f'<div class="card"><span class="name">{escape(name)}</span><b>{value:.1f} %</b>'
+                     + "".join(f"<span>{line}</span>" for line in lines) + "</div>")
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def notes_html(notes: Sequence[str]) -> str:
+    return f'<div class="notes">{"".join(f"<p>{escape(note)}</p>" for note in notes)}</div>' if notes else ""
+
+
+def _runs_table(document: Mapping) -> Table:
+    """A line a run, named by what tells the runs apart, then mean and spread."""
+    names, runs = list(document["metrics"]), document["runs"]
+    telling = [key for key in ("checkpoint", "train_split", "test_split", "seed")
+               if len({run[key] for run in runs}) > 1]
+    rows = [[" / ".join(str(run[key]) for key in telling), *(run["metrics"][name] for name in names)] for run in runs]
+    rows += [[label, *(document[part][name] for name in names)] for label, part in (("mean", "mean"), ("sd", "spread"))]
+    columns = " / ".join(telling).replace("_", " ")
+    return Table("Runs", [columns, *(f"{name}, %" for name in names)], rows)
+
+
+def table_html(table: Table) -> str:
+    numeric = [any(map(_is_number, (row[i] for row in table.rows))) for i in range(len(table.columns))]
+    kind = [' class="n"' if one else "" for one in numeric]
+    head = "".join(f"<th{c}>{escape(name)}</th>" for name, c in zip(table.columns, kind))
+    body = "".join("<tr>" + "".join(f"<td{c}>{_cell(value)}</td>" for value, c in zip(row, kind)) + "</tr>\n"
+                   for row in table.rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) or isinstance(value, str) and bool(NUMBER.fullmatch(value))
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else escape(str(value))
+
+
+def _keys(values: Mapping) -> str:
+    """Nested settings as a table of two columns; a large part folds away."""
+    rows, folded = [], ""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and len(json.dumps(value, default=_plain)) > 600:
+            folded += f"<details><summary>{escape(str(key))}</summary>{_keys(value)}</details>"
+        else:
+            rows.append(f'<tr><td class="key">{escape(str(key))}</td>'
+                        f'<td class="value">{escape(_words(value))}</td></tr>')
+    return f'<table><tbody>{"".join(rows)}</tbody></table>{folded}'
+
+
+def _words(value) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_words(one)}".replace("_", " ") for key, one in value.items()) or "–"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_words, value)) or "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "–" if value is None or value == "" else str(value)

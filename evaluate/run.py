@@ -1,0 +1,261 @@
+"""A checkpoint's numbers and pictures: `python -m evaluate.run --protocol P --checkpoint FILE --store DIR --out DIR`.
+
+`--compare RUN...` puts finished evaluations side by side. With several devices: `torchrun -m evaluate.run ...`.
+"""
+
+import os
+
+from shared import cli
+
+RANK = int(os.environ.get("RANK", 0))
+
+if __name__ == "__main__":
+    cli.catch_interrupts()   # before the imports that take a while
+
+import argparse
+import importlib
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from evaluate import compare, pictures, report
+from evaluate.cache import FeatureCache
+from evaluate.encoders import Encoder, open_encoder, takes_seed
+from evaluate.features import View, choose
+from evaluate.folds import TEST, TRAIN, check_apart, default_split
+from evaluate.protocol import PROTOCOLS, Figure, Request, Settings, find_protocol, load_settings, used
+from shared import figures, overview
+from shared.census import store_picture
+from shared.cli import RequestError, Stopped
+from shared.clips import ClipGeometry
+from shared.nn.distributed import World, close_world, open_world
+from shared.store.index import Index
+from shared.store.layout import damage_stops
+from shared.store.place import store_argument
+from shared.store.record import read_json
+
+FAREWELL_S = 60     # how long other ranks wait for torchrun to end them once rank 0 has spoken
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line. Raises RequestError for what it cannot take."""
+    parser = cli.Arguments(prog="python -m evaluate.run", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--protocol", help=", ".join(PROTOCOLS))
+    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="FILE", help="RUN/last.pt, an exported "
+                        ".safetensors, random:NAME[:seed] or mean-image; several (one a training seed) give a spread")
+    parser.add_argument("--store", type=store_argument, help="packs: a folder, or a URL such as s3://bucket/prefix")
+    parser.add_argument("--train-split", metavar="A", help="default train, else train1; several, by commas, with as "
+                        "many test splits: the first pair is the headline, the mean is over all")
+    parser.add_argument("--test-split", metavar="B", help="default test, test1 or val")
+    parser.add_argument("--leave-out", choices=["group"], help="instead of a test split: every group of the training "
+                        "split (default: of all videos) is asked in turn, learnt from the others")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with seeds 0 to N - 1")
+    parser.add_argument("--against", metavar="FILE", help="another checkpoint beside it, for protocols that show two")
+    parser.add_argument("--cache", type=cli.folder, help="where features are kept; default OUT/features, and those of "
+                        "evaluations beside OUT are used too")
+    parser.add_argument("--out", type=cli.folder, help="metrics.json, report.html and figures go here")
+    parser.add_argument("--compare", nargs="+", type=cli.folder, metavar="RUN", help="--out folders, side by side")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="replace a setting of `evaluation:` in pipelines.yaml, such as clips=10")
+    args = parser.parse_args(argv)
+    if args.compare:
+        unused = [name for name in ("protocol", "store", "train_split", "test_split", "leave_out", "against", "cache")
+                  if getattr(args, name)] + [name for name in ("checkpoint", "settings") if getattr(args, name)]
+        if unused:
+            raise RequestError(f"--compare takes --out only; --{unused[0].replace('_', '-')} does not go with it")
+    missing = [name for name in (("out",) if args.compare else ("protocol", "checkpoint", "store", "out"))
+               if not getattr(args, name)]
+    if missing:
+        raise RequestError(f"--{missing[0]} is missing; `python -m evaluate.run --help` lists all")
+    if args.seeds < 1:
+        raise RequestError(f"--seeds {args.seeds}; expected 1 or more")
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
+    args = arguments(argv)
+    if args.compare:
+        _claim(args.out, "compare")
+        print(compare.compare(args.compare, args.out))
+        print(f"look at  {args.out / report.REPORT}")
+        return cli.DONE
+    settings = load_settings(args.protocol, args.settings)
+    protocol = find_protocol(args.protocol)
+    if args.against and "against" not in protocol.takes:
+        raise RequestError(f"--against does not apply to {args.protocol}; leave it out")
+    if args.leave_out and (args.test_split or not protocol.grouped):
+        raise RequestError("--leave-out group does not apply " + (f"to {args.protocol}; leave it out"
+                           if not protocol.grouped else "with a --test-split; give one of the two"))
+    if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1", "::1"):     # one machine: nothing leaves it
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    world = open_world(settings.run.device)
+    try:
+        torch.set_num_threads(settings.run.threads or max(1, len(os.sched_getaffinity(0)) //
+                                                          int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        with damage_stops(args.store):
+            return evaluate(args, settings, world)
+    finally:
+        close_world(world)
+
+
+def evaluate(args: argparse.Namespace, settings: Settings, world: World) -> int:
+    """Every run, then what they say together."""
+    started = time.monotonic()
+    index, document = Index.load(args.store), read_json(args.store / "store.json")
+    pairs = split_pairs(index, args)
+    encoders = [open_encoder(text, world.device) for text in args.checkpoint]
+    view = check_alike(encoders, args.checkpoint, settings)
+    if world.main:
+        _claim(args.out, args.protocol)
+    cache = FeatureCache(args.cache or args.out / "features", [] if args.cache else
+                         sorted(args.out.absolute().parent.glob("*/features")))
+    module, runs = importlib.import_module(find_protocol(args.protocol).module), []
+    for text, encoder in zip(args.checkpoint, encoders):
+        for train, test in pairs:
+            for seed in range(args.seeds):
+                if takes_seed(text) and seed:
+                    encoder = open_encoder(text, world.device, seed)
+                out = args.out / "runs" / _folder_name(len(runs), train, test, seed)
+                if world.main:
+                    out.mkdir(parents=True, exist_ok=True)
+                result = module.run(Request(args.protocol, encoder, args.store, train, test, bool(args.leave_out), seed,
+                                            settings, cache, out, world, args.against))
+                if world.main:
+                    runs.append(report.Run(encoder.text, train, test, seed, result))
+    if not world.main:
+        return cli.DONE
+    chosen, remarks = used(args.protocol, settings), notes(encoders, index, document, pairs, world)
+    if args.seeds > 1 and all(run.result.metrics == runs[0].result.metrics for run in runs):
+        remarks.append(f"All {len(runs)} runs gave the same numbers: nothing in them depends on the seed. A spread "
+                       "needs checkpoints of several training seeds, or several splits.")
+    if "features" in chosen:
+        chosen["view"] = view.to_dict()
+    store = {"store": str(args.store), "dataset": document["dataset"], "index": index.generation,
+             "recipe_hash": document["recipe_hash"]}
+    summary = report.summarise(args.protocol, runs, chosen, [origin(encoder) for encoder in encoders], store,
+                               remarks)
+    shown = [*runs[0].result.figures, *background_figures(args.out, encoders[0], index, document)]
+    report.write_metrics(args.out, summary)
+    name = f"{args.protocol}: {encoders[0].text}{f' and {len(encoders) - 1} more' if len(encoders) > 1 else ''} on " \
+           f"{Path(str(args.store)).name}"
+    path = report.write_report(args.out, summary, shown, name)
+    print(f"{report.summary_line(summary, path)}; {cli.duration(time.monotonic() - started)}")
+    return cli.DONE
+
+
+def split_pairs(index: Index, args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
+    """(train, test) names of every run. Raises RequestError for splits that are not there or share videos."""
+    if args.leave_out:
+        choose(index, args.train_split, "--train-split")
+        return [(args.train_split, None)]
+    trains = default_split(index, args.train_split, TRAIN, "--train-split").split(",")
+    tests = default_split(index, args.test_split, TEST, "--test-split").split(",")
+    if len(trains) != len(tests):
+        raise RequestError(f"--train-split names {len(trains)} splits, --test-split {len(tests)}; expected as many of "
+                           "each")
+    for train, test in zip(trains, tests):
+        choose(index, train, "--train-split"), choose(index, test, "--test-split")
+        check_apart(index, train, test)
+    return list(zip(trains, tests))
+
+
+def check_alike(encoders: Sequence[Encoder], texts: Sequence[str], settings: Settings) -> View:
+    """The view that all share. Raises RequestError for checkpoints that cannot stand for one another."""
+    if len(set(texts)) < len(texts):
+        raise RequestError(f"--checkpoint {' '.join(texts)}; expected each once")
+    views = [View.of(settings.features, encoder) for encoder in encoders]
+    for text, encoder, view in zip(texts, encoders, views):
+        if (encoder.net.name, view) != (encoders[0].net.name, views[0]):
+            raise RequestError(f"{text} is {encoder.net.name} on {view.geometry} of {view.size} px, {texts[0]} is "
+                               f"{encoders[0].net.name} on {views[0].geometry} of {views[0].size} px; several "
+                               "--checkpoint are one method's seeds: evaluate others by themselves and use --compare")
+    return views[0]
+
+
+def origin(encoder: Encoder) -> dict:
+    """The checkpoint's provenance for the report."""
+    return {"checkpoint": encoder.text, "sha256": encoder.sha256, **encoder.provenance}
+
+
+def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, world: World) -> list[str]:
+    """What the numbers depend on and a reader would not expect."""
+    out = []
+    for encoder in encoders:
+        for trained in encoder.provenance.get("stores", []):
+            if trained["dataset"] != document["dataset"] or trained["split"] not in index.splits:
+                continue
+            seen = set(index.in_split(trained["split"]).tolist())
+            for _, test in pairs:
+                both = len(seen & set(choose(index, test).tolist()))
+                if both:
+                    out.append(f"{both:,} test videos of {test or 'the store'} were in the pre-training list "
+                               f"{trained['split']!r}, which saw them without labels (METHOD 1.6).")
+        recipe = encoder.provenance.get("recipe")
+        if recipe and not encoder.provenance.get("init") and recipe["model"]["backbone"] != "r2plus1d_tiny":
+            out.append("Pre-trained without ImageNet weights (--init); the paper's numbers start from them.")
+    if world.device.type == "cuda":
+        out.append("Features were computed on CUDA, where convolutions may use TF32.")
+    return list(dict.fromkeys(out))
+
+
+def background_figures(out: Path, encoder: Encoder, index: Index, document: dict) -> list[Figure]:
+    """The pre-training's learning curves, where its run is at hand, and the store's overview."""
+    shown = []
+    rows = read_rows(encoder.run / "metrics.jsonl") if encoder.run else []
+    if len(rows) > 1:
+        figures.save(pictures.curves_figure(rows), out / "curves.png")
+        shown.append(Figure(out / "curves.png", f"Learning curves of the pre-training, {len(rows):,} logged steps; "
+                                                "strong lines: running means."))
+    picture = store_picture(index, document, ClipGeometry.parse(document["recipe"]["clips"]["geometries"][0]))
+    figures.save(overview.store_figure(picture), out / "store.png")
+    return [*shown, Figure(out / "store.png", f"The store: {len(index):,} videos of {document['dataset']}.")]
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a training's metrics.jsonl; a last line that a kill has torn is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ():
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def _claim(out: Path, protocol: str) -> None:
+    """Make OUT; refuse one that holds something else. Raises RequestError."""
+    if out.is_file():
+        raise RequestError(f"--out {out} is a file; expected a folder")
+    if (out / report.METRICS).exists():
+        before = report.read_metrics(out)["protocol"]
+        if before != protocol:
+            raise RequestError(f"--out {out} holds the results of {before}; choose another folder for {protocol}")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _folder_name(number: int, train: str | None, test: str | None, seed: int) -> str:
+    parts = [f"{number:02d}", *(re.sub(r"[^\w.-]", "_", name) for name in (train, test) if name), f"seed{seed}"]
+    return "-".join(parts)
+
+
+def speak_alone(function: Callable[[Sequence[str]], int], rank: int) -> Callable[[Sequence[str]], int]:
+    """`function` for shared.cli.command on this rank: ranks beside 0 leave without a word, after rank 0 has spoken."""
+    if rank == 0:
+        return function
+
+    def silent(argv: Sequence[str]) -> int:
+        try:
+            return function(argv)
+        except (RequestError, Stopped, KeyboardInterrupt) as error:
+            time.sleep(FAREWELL_S)      # torchrun ends all ranks at the first that leaves: that must be rank 0
+            return cli.REFUSED if isinstance(error, RequestError) else cli.STOPPED
+    return silent
+
+
+if __name__ == "__main__":
+    cli.command(speak_alone(main, RANK))

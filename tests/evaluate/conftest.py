@@ -1,0 +1,92 @@
+"""Small stores with classes, groups and splits, whose pixels are what the test says; and a checkpoint."""
+
+import numpy as np
+import pytest
+
+from shared.clips import ClipGeometry, ClipIndexer
+from shared.motion import t_motion
+from shared.recipe import pack_recipe_hash, recipe_hash
+from shared.store.index import publish
+from shared.store.packs import PackWriter
+from shared.store.record import write_json_atomic
+from shared.store.tables import VideoRow
+
+FRAME = 64, 80
+RECIPE = {"flow": {"backend": "cpu", "preset": "default"}, "motion": {"border_px": 8},
+          "clips": {"geometries": ["8x2"], "step": 4}, "packs": {"jpeg_quality": 85, "edges": False, "flow": False}}
+
+
+@pytest.fixture(scope="session")
+def write_store():
+    """write_store(path, {id: VideoRow fields and `rgb` (T, 64, 80, 3) uint8}, classes) -> path."""
+    def write(path, videos, classes=("a", "b")):
+        geometry = ClipGeometry.parse("8x2")
+        writer = PackWriter(path, "pack0", FRAME, geometries=[geometry],
+                            attributes={"backend": "cpu", "recipe_hash": pack_recipe_hash(RECIPE)})
+        for name, fields in videos.items():
+            rgb = fields.pop("rgb")
+            maps = np.full((len(rgb), FRAME[0] // 8, FRAME[1] // 8), 0.25, np.float32)
+            indexer = ClipIndexer(geometry, 4)
+            indexer.append(maps, t_motion(maps))
+            writer.begin_video()
+            writer.append(rgb, maps, t_motion(maps))
+            writer.end_video(VideoRow(name, f"{name}.mp4", fps=25.0, **fields), {"8x2": indexer.finish()})
+        row, rows = writer.commit()
+        publish(path, [row], rows)
+        write_json_atomic(path / "store.json", {"format": 1, "dataset": "made-up", "classes": list(classes),
+                                                "recipe": RECIPE, "recipe_hash": recipe_hash(RECIPE)})
+        return path
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_video():
+    """make_video(frames, seed, colour) -> (frames, 64, 80, 3) uint8: coarse noise, which JPEG keeps, about a colour."""
+    def make(frames, seed, colour=(0, 0, 0)):
+        rng = np.random.default_rng(seed)
+        noise = rng.integers(-25, 26, (frames, FRAME[0] // 16, FRAME[1] // 16, 3)).repeat(16, 1).repeat(16, 2)
+        return np.clip(128 + np.asarray(colour) + noise, 0, 255).astype(np.uint8)
+    return make
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory, write_store, make_video):
+    """18 videos of 3 classes that differ in colour, in 3 groups; 9 + 9 in train and test, 6 + 6 of them also in train2
+    and test2; video a5 is shorter than a clip."""
+    colours = {"a": (60, -60, -60), "b": (-60, 60, -60), "c": (-60, -60, 60)}
+    videos = {}
+    for label, (name, colour) in enumerate(colours.items()):
+        for i in range(6):
+            split = "train" if i % 2 else "test"
+            other = ("test2" if split == "train" else "train2",) if i < 4 else ()
+            frames = 9 if (name, i) == ("a", 5) else 24 + i
+            videos[f"{name}{i}"] = dict(rgb=make_video(frames, 10 * label + i, colour), label=label, class_name=name,
+                                        group=f"g{i % 3}", splits=(split, *other))
+    return write_store(tmp_path_factory.mktemp("evaluate") / "store", videos, ("a", "b", "c"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A checkpoint of mcl-tiny at step 0 with BN statistics that training would have moved, in a folder of its own."""
+    import torch
+
+    from shared.nn import checkpoint
+    from shared.nn.backbones import build_backbone
+    from shared.pretraining import load_training
+
+    run = tmp_path_factory.mktemp("evaluate") / "run"
+    run.mkdir()
+    torch.manual_seed(7)
+    net = build_backbone("r2plus1d_tiny")
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.randn(8, 3, 8, 48, 48))
+    recipe = load_training("mcl-tiny").recipe.to_dict()
+    state = dict.fromkeys(checkpoint.KEYS)
+    state |= {"format": checkpoint.FORMAT, "pipeline": "mcl-tiny", "recipe": recipe, "step": 20, "epoch": 1,
+              "learner": {f"query.backbone.{name}": value for name, value in net.state_dict().items()},
+              "provenance": {"stores": [{"dataset": "made-up", "split": "train2"}], "init": None}}
+    checkpoint.save(run / "last.pt", state)
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0, "in_batch_accuracy": 0.1}\n'
+                                       '{"step": 2, "loss": 2.0, "in_batch_accuracy": 0.4}\n{"step": 3, "lo')
+    return run / "last.pt"

@@ -1,0 +1,84 @@
+"""Metrics against hand-made arrays, scikit-learn, and plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+
+from evaluate import metrics
+
+
+def test_top_k_of_a_hand_made_matrix():
+    scores = np.array([[3, 2, 1, 0], [0, 3, 2, 1], [1, 0, 3, 2], [0, 1, 2, 3.0]])
+    labels = np.array([0, 0, 0, 0])                       # first, last, third, last
+    assert metrics.ranks(scores, labels).tolist() == [0, 3, 2, 3]
+    assert [metrics.top_k(scores, labels, k) for k in (1, 2, 3, 4)] == [0.25, 0.25, 0.5, 1.0]
+
+
+def test_a_tie_counts_against_the_sample():
+    assert metrics.top_k(np.zeros((5, 4)), np.arange(5) % 4, 3) == 0
+    assert metrics.top_k(np.zeros((5, 4)), np.arange(5) % 4, 4) == 1
+
+
+@pytest.mark.parametrize("scores, labels", [(np.zeros((2, 3)), [0]), (np.full((1, 3), np.nan), [0]),
+                                            (np.zeros((1, 3)), [3]), (np.zeros((1, 3)), [-1])])
+def test_what_has_no_rank_is_refused(scores, labels):
+    with pytest.raises(ValueError):
+        metrics.ranks(scores, labels)
+
+
+@pytest.mark.filterwarnings("ignore:A single label", "ignore:y_pred contains")
+@given(st.integers(0, 2 ** 32 - 1), st.integers(2, 9), st.integers(1, 60))
+def test_against_scikit_learn(seed, classes, count):
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.normal(size=(count, classes)), rng.integers(0, classes, count)
+    said = scores.argmax(1)
+    for k in range(1, classes):
+        if classes > 2:                                   # of two classes scikit-learn wants one column
+            expected = top_k_accuracy_score(labels, scores, k=k, labels=range(classes))
+            assert metrics.top_k(scores, labels, k) == pytest.approx(expected)
+    table = metrics.confusion(labels, said, classes)
+    np.testing.assert_array_equal(table, confusion_matrix(labels, said, labels=range(classes)))
+    assert metrics.mean_class(table) == pytest.approx(balanced_accuracy_score(labels, said))
+    assert np.isnan(metrics.per_class(table)).sum() == classes - len(np.unique(labels))
+
+
+def test_recall_of_hand_made_neighbours():
+    neighbours = np.array([[1, 0, 2], [1, 1, 1], [2, 0, 0]])
+    assert metrics.recall_at([0, 1, 1], neighbours, (1, 2, 3)) == pytest.approx({1: 1 / 3, 2: 2 / 3, 3: 2 / 3})
+    with pytest.raises(ValueError, match="R@4 of 3"):
+        metrics.recall_at([0, 1, 1], neighbours, (4,))
+
+
+@given(st.integers(0, 2 ** 32 - 1), st.integers(1, 30), st.integers(1, 12))
+def test_chance_of_retrieval_is_the_hypergeometric_one(seed, size, k):
+    rng = np.random.default_rng(seed)
+    gallery, labels = rng.integers(0, 4, size), rng.integers(0, 4, 5)
+    k = min(k, size)
+    expected = [1 - math.comb(size - int((gallery == label).sum()), k) / math.comb(size, k) for label in labels]
+    assert metrics.chance_recall(labels, gallery, k) == pytest.approx(np.mean(expected))
+
+
+def test_chance_of_classification():
+    assert metrics.chance_top([0, 1, 2, 3], 1) == 0.25
+    assert metrics.chance_top([0, 0, 0, 1], 1) == 0.75 and metrics.chance_top([0, 0, 0, 1], 5) == 1
+
+
+def test_mean_and_spread():
+    assert metrics.mean_spread([1, 2, 3, 6]) == pytest.approx((3, np.std([1, 2, 3, 6], ddof=1)))
+    assert metrics.mean_spread([4.0]) == (4.0, None)
+
+
+def test_interval_is_wilsons():
+    assert metrics.interval(0.1, 100) == pytest.approx((0.05523, 0.17437), abs=1e-5)     # a textbook's example
+    assert metrics.interval(0, 10)[0] == 0 and metrics.interval(1, 10)[1] == pytest.approx(1)
+
+
+@given(st.integers(1, 200), st.data())
+def test_interval_holds_the_share(count, data):
+    share = data.draw(st.integers(0, count)) / count
+    low, high = metrics.interval(share, count)
+    assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1

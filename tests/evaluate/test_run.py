@@ -1,0 +1,289 @@
+"""The command as people run it: what it writes, what it refuses, in one line, and what the page shows."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+from evaluate import export, run
+from evaluate.encoders import open_encoder, weights_hash
+from shared import cli
+from shared.cli import RequestError
+
+FAST = ["--set", "run.threads=1", "--set", "clips=2", "--set", "run.device=cpu"]
+
+
+@pytest.fixture
+def evaluate(store, tmp_path):
+    """evaluate(protocol, checkpoint, *more, out="out", where=store) -> its metrics.json."""
+    def call(protocol, checkpoint, *more, out="out", where=store):
+        argv = ["--protocol", protocol, "--checkpoint", *([checkpoint] if isinstance(checkpoint, str) else checkpoint),
+                "--store", str(where), "--out", str(tmp_path / out), *more, *FAST]
+        assert run.main(argv) == cli.DONE
+        return json.loads((tmp_path / out / "metrics.json").read_text())
+    return call
+
+
+class Page(HTMLParser):
+    """What a browser would fetch for a page, its pictures, and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.fetched, self.pictures, self.text = [], [], ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name == "src" and value.startswith("data:image/png;base64,"):
+                self.pictures.append(base64.b64decode(value.partition(",")[2]))
+            elif name in ("src", "href", "srcset", "data"):
+                self.fetched.append(value)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_linear_writes_numbers_and_a_page_of_its_own(evaluate, checkpoint, store, tmp_path, capsys):
+    before = weights_hash(open_encoder(str(checkpoint)).net)
+    found = evaluate("linear", str(checkpoint))
+    assert weights_hash(open_encoder(str(checkpoint)).net) == before
+    assert found["protocol"] == "linear" and set(found["metrics"]) == {"top1", "mean_class"}
+    assert found["metrics"]["top1"] == 100                       # the classes are colours
+    assert found["chance"]["top1"] == pytest.approx(100 / 3) and found["spread"] == {"top1": None, "mean_class": None}
+    assert found["splits"] == {"train": ["train"], "test": ["test"], "leave_out": None} and found["seeds"] == [0]
+    counts = found["counts"]
+    assert (counts["train_videos"], counts["test_videos"], counts["classes"], counts["looped"]) == (9, 9, 3, 1)
+    assert found["settings"]["view"] == {"clips": 2, "clip": "8x2", "size": 48, "short_edge": 55}
+    assert found["checkpoint"]["step"] == 20 and len(found["checkpoint"]["sha256"]) == 64
+    assert any("6 test videos of test were in the pre-training list 'train2'" in note for note in found["notes"])
+    page = Page(tmp_path / "out" / "report.html")
+    assert not page.fetched and len(page.pictures) == 3          # confusion, curves, store
+    assert all(picture.startswith(b"\x89PNG") for picture in page.pictures)
+    assert "Learning curves of the pre-training, 2 logged steps" in page.text and "100.0 %" in page.text
+    assert not re.search(r"@import|url\(|<script|<link", (tmp_path / "out" / "report.html").read_text())
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and said[0].startswith("linear: top1 100.0 (chance 33.3), mean_class 100.0")
+
+
+def test_retrieval_shares_the_features(evaluate, checkpoint, tmp_path):
+    first = evaluate("linear", str(checkpoint), out="linear")
+    found = evaluate("retrieval", str(checkpoint), out="retrieval")
+    assert "clips_extracted" in first["counts"] and "clips_extracted" not in found["counts"]
+    assert set(found["metrics"]) == {"r@1", "r@5"}               # nine videos hold no ten neighbours
+    assert found["metrics"]["r@1"] == 100 and found["chance"]["r@1"] == pytest.approx(100 / 3)
+    assert (tmp_path / "retrieval/runs/00-train-test-seed0/neighbours.png").stat().st_size > 20_000
+
+
+def test_several_splits_have_a_headline_and_a_mean(evaluate, checkpoint):
+    found = evaluate("linear", str(checkpoint), "--train-split", "train,train2", "--test-split", "test,test2",
+                     "--set", "classifier=softmax", "--set", "epochs=1", "--set", "lr=0.0001", "--seeds", "2")
+    runs = {(one["train_split"], one["seed"]): one["metrics"]["top1"] for one in found["runs"]}
+    assert list(runs) == [("train", 0), ("train", 1), ("train2", 0), ("train2", 1)]
+    assert found["metrics"]["top1"] == pytest.approx((runs["train", 0] + runs["train", 1]) / 2)
+    assert found["mean"]["top1"] == pytest.approx(np.mean(list(runs.values())))
+    assert found["spread"]["top1"] == pytest.approx(np.std(list(runs.values()), ddof=1))
+    assert found["splits"]["train"] == ["train", "train2"] and found["splits"]["test"] == ["test", "test2"]
+    assert found["interval"] == {}
+
+
+def test_leaving_a_group_out_asks_every_video_once(evaluate, checkpoint):
+    found = evaluate("linear", str(checkpoint), "--leave-out", "group")
+    assert found["counts"]["test_videos"] == 18 and found["counts"]["folds"] == 3
+    assert found["counts"]["train_videos"] == 12
+    assert found["splits"] == {"train": [None], "test": [None], "leave_out": "group"}
+    assert evaluate("retrieval", "mean-image", "--leave-out", "group", out="other")["metrics"]["r@1"] == 100
+
+
+@pytest.mark.slow
+def test_untrained_seeds_spread(evaluate):
+    found = evaluate("retrieval", "random:r2plus1d_tiny", "--seeds", "2")
+    assert [one["checkpoint"] for one in found["runs"]] == ["random:r2plus1d_tiny:0", "random:r2plus1d_tiny:1"]
+    assert all(value is not None for value in found["spread"].values())
+
+
+@pytest.mark.slow
+def test_seeds_that_change_nothing_are_said(evaluate, checkpoint):
+    found = evaluate("linear", str(checkpoint), "--seeds", "2")
+    assert any("nothing in them depends on the seed" in note for note in found["notes"])
+
+
+@pytest.mark.slow
+def test_several_checkpoints_are_one_methods_seeds(evaluate):
+    found = evaluate("linear", ["random:r2plus1d_tiny:0", "random:r2plus1d_tiny:1"])
+    assert len(found["checkpoints"]) == 2 and len(found["runs"]) == 2
+    with pytest.raises(RequestError, match="are one method's seeds"):
+        evaluate("linear", ["random:r2plus1d_tiny:0", "mean-image"], out="other")
+
+
+@pytest.mark.slow
+def test_compare_puts_runs_side_by_side(evaluate, checkpoint, tmp_path, capsys):
+    evaluate("linear", str(checkpoint), out="ours")
+    evaluate("linear", "mean-image", out="image")
+    evaluate("retrieval", "random:r2plus1d_tiny", "--seeds", "2", out="untrained")
+    capsys.readouterr()
+    folders = [str(tmp_path / name) for name in ("ours", "image", "untrained")]
+    assert run.main(["--compare", *folders, "--out", str(tmp_path / "compare")]) == cli.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["evaluation", "runs"] and lines[1].split()[:3] == ["ours", "1", "100.0"]
+    assert "±" in lines[3] and lines[3].split()[2] == "-"
+    found = json.loads((tmp_path / "compare/metrics.json").read_text())
+    assert found["protocol"] == "compare" and found["metrics"]["ours/top1"] == 100
+    assert found["notes"] == ["linear: image had another view than ours."]
+    page = Page(tmp_path / "compare/report.html")
+    assert not page.fetched and len(page.pictures) == 1
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory, write_store, make_video):
+    """No labels, no groups, no splits but train."""
+    videos = {f"v{i}": dict(rgb=make_video(20, i), splits=("train",)) for i in range(3)}
+    return write_store(tmp_path_factory.mktemp("unlabelled") / "store", videos, ())
+
+
+@pytest.fixture(scope="module")
+def lopsided(tmp_path_factory, write_store, make_video):
+    """Class b is in the test split only; a video has no label; `one` holds one class."""
+    kinds = [(0, "a", "train"), (0, "a", "train"), (-1, "", "train"), (0, "a", "test"), (1, "b", "test")]
+    videos = {f"v{i}": dict(rgb=make_video(20, i), label=label, class_name=name, splits=(split,))
+              for i, (label, name, split) in enumerate(kinds)}
+    return write_store(tmp_path_factory.mktemp("lopsided") / "store", videos)
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--train-split", "trian"], r"--train-split 'trian': .* has no such split; did you mean 'train\d?'\?"),
+    (["--test-split", "val"], "--test-split 'val': .* has no such split; known: test, test2, train, train2"),
+    (["--train-split", "train", "--test-split", "train"], "'train' and --test-split 'train' share 9 videos"),
+    (["--train-split", "train,train2"], "names 2 splits, --test-split 1"),
+    (["--train-split", "train", "--test-split", "test2"], "share 6 videos of .*; expected splits that share none"),
+    (["--leave-out", "group", "--test-split", "test"], "with a --test-split"),
+    (["--against", "x.pt"], "--against does not apply to linear"),
+    (["--seeds", "0"], "--seeds 0; expected 1 or more"),
+    (["--set", "clssifier=svm"], "did you mean 'classifier'"),
+    (["--set", "classifier=tree"], "expected svm or softmax"),
+    (["--set", "c=-1.0"], "linear.c is -1.0"),
+])
+def test_requests_that_cannot_be(evaluate, more, message):
+    with pytest.raises(RequestError, match=message):
+        evaluate("linear", "random:r2plus1d_tiny", *more)
+
+
+@pytest.mark.parametrize("checkpoint, message", [
+    ("absent.pt", "absent.pt does not exist"), ("random:r2plus1d_tny", "did you mean 'r2plus1d_tiny'"),
+    ("random:", "expected random:NAME"), ("random:r2plus1d_tiny:x", "expected random:NAME"),
+    ("absent.safetensors", "absent.safetensors does not exist"),
+])
+def test_checkpoints_that_are_none(evaluate, checkpoint, message):
+    with pytest.raises(RequestError, match=message):
+        evaluate("linear", checkpoint)
+
+
+def test_foreign_files_are_no_checkpoints(evaluate, checkpoint, tmp_path):
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(3)}}, tmp_path / "foreign.pt")
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    state = torch.load(checkpoint, weights_only=True)
+    state["recipe"]["model"]["backbone"] = "r2plus1d_18"
+    torch.save(state, tmp_path / "other.pt")
+    for name, message in (("foreign.pt", "is no checkpoint of motionpack: it has no"),
+                          ("other.pt", "holds other weights"),
+                          ("text.pt", "is no checkpoint of motionpack, or is damaged")):
+        with pytest.raises(RequestError, match=message):
+            evaluate("linear", str(tmp_path / name))
+
+
+@pytest.mark.parametrize("protocol", ["linear", "retrieval"])
+def test_a_store_without_labels(evaluate, unlabelled, protocol):
+    with pytest.raises(RequestError, match="has no split 'test' nor 'test1' nor 'val'; it has train"):
+        evaluate(protocol, "mean-image", where=unlabelled)
+    with pytest.raises(RequestError, match="no video of the store has a label"):
+        evaluate(protocol, "mean-image", "--leave-out", "group", where=unlabelled)
+
+
+def test_classes_that_nothing_can_learn(evaluate, lopsided):
+    with pytest.raises(RequestError, match="class 'b' has 1 videos in split 'test' and none in split 'train'"):
+        evaluate("linear", "mean-image", where=lopsided)
+    found = evaluate("retrieval", "mean-image", where=lopsided, out="retrieval")
+    assert found["metrics"]["r@1"] == 50 and found["counts"]["unlabelled"] == 1
+    assert any("1 videos without a label are left out" in note for note in found["notes"])
+    with pytest.raises(RequestError, match="4 of 4 videos of .* have no group"):
+        evaluate("linear", "mean-image", "--leave-out", "group", where=lopsided)
+
+
+@pytest.mark.slow
+def test_results_of_another_protocol_are_not_overwritten(evaluate, tmp_path):
+    evaluate("linear", "mean-image")
+    with pytest.raises(RequestError, match="holds the results of linear; choose another folder for retrieval"):
+        evaluate("retrieval", "mean-image")
+    evaluate("linear", "mean-image")                              # again is fine
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--compare", "a"], "--out is missing"), (["--compare", "a", "--out", "b"], "expected two or more"),
+    (["--compare", "a", "c", "--out", "b"], "a holds no metrics.json"), ([], "--protocol is missing"),
+    (["--compare", "a", "c", "--out", "b", "--seeds", "2", "--store", "s"], "--store does not go with it"),
+    (["--protocol", "linera", "--checkpoint", "x", "--store", "s", "--out", "o"], "did you mean 'linear'"),
+])
+def test_commands_that_are_incomplete(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=message):
+        run.main(argv)
+
+
+@pytest.mark.slow
+def test_the_process_says_one_line_and_leaves_with_two(store, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "evaluate.run", "--protocol", "linear", "--checkpoint", "mean-image",
+                           "--store", str(store), "--out", str(tmp_path / "o"), "--train-split", "no"],
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == cli.REFUSED and not done.stdout
+    assert done.stderr.startswith("error: --train-split 'no'") and len(done.stderr.splitlines()) == 1
+
+
+def test_an_export_gives_the_same_features(evaluate, checkpoint, tmp_path, capsys):
+    path = tmp_path / "backbone.safetensors"
+    assert export.main(["--checkpoint", str(checkpoint), "--out", str(path), "--licence", "CC-BY-4.0"]) == cli.DONE
+    assert capsys.readouterr().out.startswith("done: ")
+    document = json.loads(path.with_suffix(".json").read_text())
+    assert document["licence"]["weights"] == "CC-BY-4.0" and document["provenance"]["pipeline"] == "mcl-tiny"
+    assert document["recipe"]["sampling"]["clip"] == "8x2" and document["architecture"]["h"] == [48, 4, 6, 6]
+    assert weights_hash(open_encoder(str(path)).net) == weights_hash(open_encoder(str(checkpoint)).net)
+    ours, theirs = evaluate("linear", str(checkpoint), out="a"), evaluate("linear", str(path), out="b")
+    assert ours["metrics"] == theirs["metrics"] and theirs["checkpoint"]["kind"] == "export"
+    vectors = [sorted((tmp_path / name / "features").glob("*/*.npy")) for name in "ab"]
+    same = [{np.load(file).tobytes() for file in files} for files in vectors]
+    assert same[0] == same[1] and len(same[0]) == 2
+
+
+@pytest.mark.parametrize("damage, message", [
+    ("weights", "SHA-256 differs"), ("json", "describes no exported backbone"), ("format", "has format 'other 9'"),
+    ("absent", "backbone.json does not exist"), ("architecture", "holds other weights"),
+])
+def test_an_export_that_is_damaged(checkpoint, tmp_path, damage, message):
+    path = tmp_path / "backbone.safetensors"
+    export.main(["--checkpoint", str(checkpoint), "--out", str(path)])
+    beside = path.with_suffix(".json")
+    document = json.loads(beside.read_text())
+    if damage == "weights":
+        data = bytearray(path.read_bytes())
+        data[-9] ^= 1
+        path.write_bytes(data)
+    elif damage == "json":
+        beside.write_text("{}")
+    elif damage == "absent":
+        beside.unlink()
+    else:
+        document |= {"format": "other 9"} if damage == "format" else {}
+        document["architecture"]["width"] = 8 if damage == "architecture" else 12
+        beside.write_text(json.dumps(document))
+    with pytest.raises(RequestError, match=message):
+        export.load_export(path)
+
+
+@pytest.mark.parametrize("out", ["x.pt", "absent/x.safetensors"])
+def test_exports_go_to_a_safetensors_file(checkpoint, out, tmp_path):
+    with pytest.raises(RequestError, match="expected a file ending in .safetensors in a folder that exists"):
+        export.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / out)])
