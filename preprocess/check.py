@@ -5,15 +5,18 @@ reads. What a stopped run left half-written is a note, not a fault: no reader se
 """
 
 import dataclasses
+import errno
 from collections import defaultdict
 from pathlib import Path
 
-from shared.cli import DONE, FAILURES, Arguments, Progress, RequestError, command, folder, size
+from shared.cli import DONE, FAILURES, Arguments, Progress, RequestError, command, size
 from shared.recipe import pack_recipe_hash, recipe_hash
 from shared.store.index import (FAILURE_SUMS, FAILURE_TABLE, SUMS, Index, current_generation, generations,
                                 read_failures, read_generation)
 from shared.store.layout import FORMAT, StoreError, cure
 from shared.store.lock import is_locked
+from shared.store.objects import fetched, pack_of
+from shared.store.place import ObjectPath, Place, as_place, store_argument
 from shared.store.record import partials, read_json
 from shared.store.tables import PackRow, VideoRow
 from shared.store.verify import ROOT, hash_file, read_root, verify_pack
@@ -25,7 +28,7 @@ ROOT_ENTRIES = {"store.json", "current", "index", "packs", FAILURE_TABLE, FAILUR
 class Findings:
     """What a check found: problems and notes, one line each, and how much it looked at."""
 
-    store: Path
+    store: Place
     problems: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     packs: int = 0
@@ -41,7 +44,10 @@ class Findings:
             self.problems.append(_fault(error, self.store))
 
 
-def _fault(error: StoreError | OSError, store: Path) -> str:
+def _fault(error: StoreError | OSError, store: Place) -> str:
+    """The fault as a line; storage that does not answer is no fault of the store and is raised."""
+    if isinstance(error, OSError) and error.errno == errno.EREMOTEIO:
+        raise error
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
     return text.removeprefix(f"{store}/")
 
@@ -59,9 +65,9 @@ class Summary:
     last_status: str | None = None
 
 
-def check_store(store: Path) -> Findings:
-    """Look at every byte below `store`. Raises RequestError for a folder that is no store."""
-    store = Path(store)
+def check_store(store: Place) -> Findings:
+    """Look at every byte below `store`; objects are fetched pack by pack. Raises RequestError for what is no store."""
+    store = as_place(store)
     if not any((store / name).exists() for name in ("store.json", "current", "index")):
         raise RequestError(f"{store} is no store; expected a folder with store.json, current, index and packs, as "
                            "preprocess.run writes it")
@@ -97,7 +103,8 @@ def _look(store: Path) -> tuple[Findings, Summary]:
         summary.last_status = (findings.attempt(read_json, record) or {}).get("status")
     past = generations(store)
     for generation in past:
-        findings.attempt(read_generation, store, generation)
+        if not _half_uploaded(store, generation):
+            findings.attempt(read_generation, store, generation)
     summary.on_disk = {path.relative_to(store).as_posix() for path in store.glob("packs/*/[!.]*") if path.is_dir()}
     if (store / "current").exists():
         summary.index = findings.attempt(Index.load, store)
@@ -119,17 +126,29 @@ def _look(store: Path) -> tuple[Findings, Summary]:
     return findings, summary
 
 
+def _half_uploaded(store: Place, generation: str) -> bool:
+    """Whether a run died while it uploaded a generation of the index, the checksums last."""
+    return isinstance(store, ObjectPath) and not (store / "index" / generation / SUMS).exists() and \
+        (store / "current").exists() and current_generation(store) != generation
+
+
 def _check_pack(summary: Summary, findings: Findings, path: str, videos: dict[str, list[VideoRow]]) -> list[str]:
     """What is wrong with the pack at `path`, in itself and against index, failures.csv and store.json."""
     store, row, index = findings.store, summary.listed.get(path), summary.index
     if not (store / path).is_dir():
         return [f"{path}: is missing"]
+    unlisted = row is None
+    if isinstance(store, ObjectPath) and unlisted and index is not None:
+        return _leftover(findings, summary, path)
     try:
-        root = read_root(store / path, strict=True)
-        unlisted = row is None
-        row = row or _own_row(store, path, root)
-        problems = verify_pack(store, row, videos.get(row.pack) if not unlisted else None, root)
-    except (StoreError, OSError) as error:
+        with fetched(store, path) as folder:
+            try:
+                root = read_root(folder / path, strict=True)
+                row = row or _own_row(folder, path, root)
+                problems = verify_pack(folder, row, videos.get(row.pack) if not unlisted else None, root)
+            except (StoreError, OSError) as error:
+                return [_fault(error, folder)]
+    except (StoreError, OSError) as error:  # while it was fetched
         return [_fault(error, store)]
     if summary.document and "recipe" in summary.document:
         problems += [f"{path}: {text}" for text in _recipe_problems(root, summary.document["recipe"])]
@@ -148,6 +167,16 @@ def _check_pack(summary: Summary, findings: Findings, path: str, videos: dict[st
             if standing and video not in summary.failed:
                 problems.append(f"{FAILURE_TABLE}: does not list video {video!r}, on which {path} failed")
     return problems
+
+
+def _leftover(findings: Findings, summary: Summary, path: str) -> list[str]:
+    """A prefix of objects that the index does not list is a note: no reader sees it, whatever a stopped run or a task
+    that outlived its driver has left there."""
+    listed = {row.pack for row in summary.listed.values()}
+    note = f"{path}: not in the index; the next run " + (
+        "removes it: the pack is listed elsewhere" if pack_of(path) in listed else "takes it in if it is whole")
+    findings.notes += [note] if note not in findings.notes else []
+    return []
 
 
 def _own_row(store: Path, path: str, root: dict) -> PackRow:
@@ -221,7 +250,7 @@ def _stray_files(store: Path, findings: Findings, running: bool) -> None:
 
 def main(argv: list[str]) -> int:
     parser = Arguments(prog="python -m preprocess.check", description=__doc__.split("\n")[0])
-    parser.add_argument("store", type=folder, help="the store's folder")
+    parser.add_argument("store", type=store_argument, help="the store: a folder, or a URL such as s3://bucket/prefix")
     findings = check_store(parser.parse_args(argv).store)
     for line in findings.notes:
         print(f"note: {line}")

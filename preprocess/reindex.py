@@ -23,8 +23,11 @@ from shared.store.clip_tables import ClipTables
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import (FORMAT, ArrayLayout, StoreError, damage_stops, document_bytes, frame_arrays,
                                  group_document)
+from shared.store.lease import held
 from shared.store.lock import store_lock
+from shared.store.objects import fetched, upload_pack
 from shared.store.packs import sweep_partials, write_array
+from shared.store.place import ObjectPath, Place, store_argument
 from shared.store.rebuild import build_index
 from shared.store.record import fsync_directory, read_json, write_atomic, write_json_atomic, write_synced
 from shared.store.shards import ReadCounts, ShardReader
@@ -38,7 +41,7 @@ PUBLISH_S = 60      # seconds between publications
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     parser = cli.Arguments(prog="python -m preprocess.reindex", description=__doc__)
-    parser.add_argument("store", type=cli.folder)
+    parser.add_argument("store", type=store_argument, help="a folder, or a URL such as s3://bucket/prefix")
     parser.add_argument("--clips", metavar="LxS", help="frames by stride, such as 8x8")
     args = parser.parse_args(argv)
     store = args.store.absolute()
@@ -57,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     return cli.DONE
 
 
-def rebuild(store: Path) -> None:
+def rebuild(store: Place) -> None:
     """Index, failures.csv and store.json anew: from the packs, the old failures if they are whole, and the records."""
     restored = restore_description(store)
     packs, videos, failures = build_index(store)
@@ -71,7 +74,7 @@ def rebuild(store: Path) -> None:
           f"{restored}")
 
 
-def restore_description(store: Path) -> str:
+def restore_description(store: Place) -> str:
     """store.json from the newest record, where it is lost or damaged; returns what to say of it."""
     try:
         read_json(store / "store.json")
@@ -92,13 +95,13 @@ def restore_description(store: Path) -> str:
     raise StoreError(f"{store / 'store.json'} is lost and no record is whole: the recipe is unknown")
 
 
-def with_unpacked(store: Path, videos: list[VideoRow], failures: list[FailureRow]) -> list[FailureRow]:
+def with_unpacked(store: Place, videos: list[VideoRow], failures: list[FailureRow]) -> list[FailureRow]:
     """The failures of the packs, and those of failures.csv whose videos are in no pack."""
     known = {row.video for row in failures} | {row.id for row in videos}
     return failures + [row for row in read_failures(store) if row.video not in known]
 
 
-def add_everywhere(store: Path, geometry: ClipGeometry) -> None:
+def add_everywhere(store: Place, geometry: ClipGeometry) -> None:
     """Give every pack the geometry; store.json names it once all have it.
 
     The index is published now and then and in any case at the end, so that an interrupted reindex leaves a good store.
@@ -117,7 +120,7 @@ def add_everywhere(store: Path, geometry: ClipGeometry) -> None:
     try:
         for row in rows:
             if str(geometry) not in read_root(store / row.path)["clips"]:
-                packs[row.pack] = add_geometry(store, row, geometry, recipe["clips"]["step"], border // motion.CELL)
+                packs[row.pack] = add_to_pack(store, row, geometry, recipe["clips"]["step"], border // motion.CELL)
                 added += 1
             done += row.frames
             progress.update(done, f"{added:,} packs")
@@ -133,6 +136,18 @@ def add_everywhere(store: Path, geometry: ClipGeometry) -> None:
         document["recipe_hash"] = recipe_hash(recipe)
         write_json_atomic(store / "store.json", document)
     print(f"clips {geometry}: added to {added:,} of {len(rows):,} packs of {store}")
+
+
+def add_to_pack(store: Place, row: PackRow, geometry: ClipGeometry, step: int, border: int) -> PackRow:
+    """`add_geometry`; on object storage to a copy of the pack without its frames, whose new files then join the pack,
+    the root last: until it names them no reader looks for them."""
+    with fetched(store, row.path, without=("rgb", "edges", "flow")) as folder:
+        new = add_geometry(folder, row, geometry, step, border)
+        if isinstance(store, ObjectPath):
+            held(store)
+            added = {name: entry for name, entry in new.files.items() if row.files.get(name) != entry}
+            upload_pack(folder / row.path, store, row.path, added)
+        return new
 
 
 def add_geometry(store: Path, row: PackRow, geometry: ClipGeometry, step: int, border: int) -> PackRow:

@@ -73,8 +73,8 @@ def catch_interrupts() -> None:
 def command(main: Callable[[list[str]], int], resume: str = "run the same command again to go on") -> None:
     """Run `main(argv)` and leave with the contract's exit code.
 
-    Users' mistakes, files that cannot be reached among them, become one line on stderr (2); Ctrl-C, SIGTERM and a full
-    disk become one line and 3. Anything else is a bug of ours and keeps its traceback.
+    Users' mistakes, files that cannot be reached among them, become one line on stderr (2); Ctrl-C, SIGTERM, a full
+    disk and object storage that does not answer become one line and 3. Anything else is a bug of ours and keeps its traceback.
     """
     catch_interrupts()
     try:
@@ -93,6 +93,8 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
         if error.errno in FULL:
             where = error.filename or "the store"
             code = _say(f"stopped: no space left for {where}; free some, then {resume}", STOPPED)
+        elif error.errno == errno.EREMOTEIO:
+            code = _say(f"stopped: {error.filename}: {error.strerror}; {resume}", STOPPED)
         elif error.errno in UNREACHABLE and error.filename:
             code = _say(f"error: {error.filename}: {error.strerror}; check the path and its permissions", REFUSED)
         else:

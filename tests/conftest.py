@@ -23,3 +23,35 @@ def small_videos(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("small") / "videos"
     make_videos(root, videos=12, seed=3, backgrounds=3, textures=4, frames=40, height=64, width=80)
     return root
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A real S3 server (moto's) on loopback, in a thread of this process; AWS_* in the environment lead to it."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server) -> str:
+    """The URL of a new, empty S3 bucket."""
+    import uuid
+
+    import s3fs
+
+    name = f"test-{uuid.uuid4().hex}"
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}"

@@ -6,7 +6,6 @@ checksum of that file, and `current` names the generation in force. So every byt
 
 import os
 import re
-import shutil
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 from shared.cli import RequestError
 from shared.store.chunks import crc32c
 from shared.store.layout import StoreError, crc_text
+from shared.store.lease import held
+from shared.store.place import ObjectPath, Place, as_place, read_all, remove_tree
 from shared.store.record import fsync_directory, hidden_name, write_atomic, write_synced
 from shared.store.tables import (FAILURE_COLUMNS, PACK_COLUMNS, VIDEO_COLUMNS, FailureRow, PackRow, VideoRow,
                                  parse_files, table_bytes, table_columns)
@@ -33,8 +34,8 @@ class Index:
     source_height, source_width: int32; fps: float64, frames/s. `packs`: names of the packs.
     """
 
-    def __init__(self, store: Path, generation: str, videos: list[list[str]], packs: list[list[str]]):
-        self.store, self.generation = Path(store), generation
+    def __init__(self, store: Place, generation: str, videos: list[list[str]], packs: list[list[str]]):
+        self.store, self.generation = as_place(store), generation
         (self.id, self.path, self.pack, first, frames, label, self.class_name, self.group, self.split_text, fps,
          height, width, self.note) = videos
         self.first_frame, self.frames = np.array(first, np.int64), np.array(frames, np.int64)
@@ -43,9 +44,9 @@ class Index:
         self._packs = {cells[0]: cells for cells in zip(*packs)}
 
     @classmethod
-    def load(cls, store: Path) -> "Index":
+    def load(cls, store: Place) -> "Index":
         """The generation in force. Raises RequestError for what is no store, StoreError for damage."""
-        store = Path(store)
+        store = as_place(store)
         generation = current_generation(store)
         videos, packs = read_generation(store, generation)
         folder = store / "index" / generation
@@ -107,32 +108,32 @@ def _splits(text: str) -> tuple[str, ...]:
     return tuple(text.split(";")) if text else ()
 
 
-def current_generation(store: Path) -> str:
+def current_generation(store: Place) -> str:
     """The name in `current`. Raises RequestError where there is none, StoreError where it is damaged."""
-    path = Path(store) / "current"
+    path = as_place(store) / "current"
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(f"{store} is no store: it has no file `current`; expected a folder that preprocess.run "
                            "has finished or begun to fill") from None
     name = text[:-1].decode("ascii", "replace")
-    if text[-1:] != b"\n" or not GENERATION.fullmatch(name) or not (Path(store) / "index" / name).is_dir():
+    if text[-1:] != b"\n" or not GENERATION.fullmatch(name) or not (path.parent / "index" / name).is_dir():
         raise StoreError(f"{path}: {text[:60]!r} names no generation of the index")
     return name
 
 
-def generations(store: Path) -> list[str]:
-    """Names of the generations on disk, oldest first."""
-    folder = Path(store) / "index"
+def generations(store: Place) -> list[str]:
+    """Names of the generations that are there, oldest first; on object storage, those uploaded in part among them."""
+    folder = as_place(store) / "index"
     names = [entry.name for entry in folder.iterdir() if GENERATION.fullmatch(entry.name)] if folder.is_dir() else []
     return sorted(names, key=lambda name: int(name.split("-")[0]))
 
 
-def read_generation(store: Path, generation: str) -> tuple[bytes, bytes]:
+def read_generation(store: Place, generation: str) -> tuple[bytes, bytes]:
     """videos.csv and packs.csv, both checked. Raises StoreError."""
-    folder = Path(store) / "index" / generation
+    folder = as_place(store) / "index" / generation
     try:
-        sums, videos, packs = ((folder / name).read_bytes() for name in (SUMS, "videos.csv", "packs.csv"))
+        sums, videos, packs = read_all(folder / name for name in (SUMS, "videos.csv", "packs.csv"))
     except FileNotFoundError as error:
         raise StoreError(f"{error.filename}: is missing") from error
     if crc_text(crc32c(sums)) != generation.split("-")[1]:
@@ -147,13 +148,13 @@ def _sum(name: str, data: bytes) -> str:
     return f"{crc_text(crc32c(data))} {len(data)} {name}"
 
 
-def publish(store: Path, packs: Sequence[PackRow], videos: Sequence[VideoRow]) -> str:
+def publish(store: Place, packs: Sequence[PackRow], videos: Sequence[VideoRow]) -> str:
     """Put a new generation in force, atomically; returns its name. The one before it stays, older ones go.
 
     Only the run that holds the store's lock may publish. Raises ValueError for an id or a pack that comes twice and
     for a video whose pack is not among `packs`.
     """
-    store = Path(store)
+    store = as_place(store)
     videos, packs = sorted(videos, key=lambda row: row.id), sorted(packs, key=lambda row: row.pack)
     names = {row.pack for row in packs}
     for one, two in zip(videos, videos[1:]):
@@ -164,34 +165,46 @@ def publish(store: Path, packs: Sequence[PackRow], videos: Sequence[VideoRow]) -
     tables = {"videos.csv": table_bytes(VIDEO_COLUMNS, videos), "packs.csv": table_bytes(PACK_COLUMNS, packs)}
     sums = "".join(_sum(name, data) + "\n" for name, data in tables.items()).encode()
 
-    folder = store / "index"
-    folder.mkdir(parents=True, exist_ok=True)
     past = generations(store)
     number = int(past[-1].split("-")[0]) + 1 if past else 1
     generation = f"{number:06d}-{crc_text(crc32c(sums))}"
+    current = store / "current"
+    before = current.read_bytes().decode("ascii", "replace").strip() if current.exists() else ""
+    if isinstance(store, ObjectPath):
+        lease = held(store)
+        for name, data in (*tables.items(), (SUMS, sums)):
+            (store / "index" / generation / name).put(data)
+        lease.publish(generation)
+    else:
+        _write_generation(store / "index", generation, {**tables, SUMS: sums})
+        write_atomic(current, f"{generation}\n".encode())
+    for name in past:
+        # Readers that opened the generation before this one may still be at work.
+        if name != before:
+            remove_tree(store / "index" / name)
+    return generation
+
+
+def _write_generation(folder: Path, generation: str, tables: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     hidden = hidden_name(folder / generation)
     hidden.mkdir()
-    for name, data in (*tables.items(), (SUMS, sums)):
+    for name, data in tables.items():
         write_synced(hidden / name, data)
     fsync_directory(hidden)
     os.rename(hidden, folder / generation)
     fsync_directory(folder)
-    before = (store / "current").read_text("ascii", "replace").strip() if (store / "current").exists() else ""
-    write_atomic(store / "current", f"{generation}\n".encode())
-    for name in past:
-        # Readers that opened the generation before this one may still be at work.
-        if name != before:
-            shutil.rmtree(folder / name)
-    return generation
 
 
-def write_failures(store: Path, failures: Sequence[FailureRow]) -> None:
+def write_failures(store: Place, failures: Sequence[FailureRow]) -> None:
     """Replace failures.csv, sorted by id.
 
     Its checksum lives in failures.crc32c; while the two are replaced one after the other, that file lists the old
     state and the new one, so a crash between them leaves a pair that agrees.
     """
-    store = Path(store)
+    store = as_place(store)
+    if isinstance(store, ObjectPath):
+        held(store)
     data = table_bytes(FAILURE_COLUMNS, sorted(failures, key=lambda row: row.video))
     new, sums = _sum(FAILURE_TABLE, data), store / FAILURE_SUMS
     write_atomic(sums, f"{_failures_sum(store)[0]}\n{new}\n".encode())
@@ -199,7 +212,7 @@ def write_failures(store: Path, failures: Sequence[FailureRow]) -> None:
     write_atomic(sums, f"{new}\n".encode())
 
 
-def _failures_sum(store: Path) -> tuple[str, bytes]:
+def _failures_sum(store: Place) -> tuple[str, bytes]:
     """The line that failures.crc32c should hold for the failures.csv that is there, and its bytes."""
     try:
         data = (store / FAILURE_TABLE).read_bytes()
@@ -208,9 +221,9 @@ def _failures_sum(store: Path) -> tuple[str, bytes]:
     return _sum(FAILURE_TABLE, data), data
 
 
-def read_failures(store: Path) -> list[FailureRow]:
+def read_failures(store: Place) -> list[FailureRow]:
     """The rows of failures.csv, none where there never was such a file. Raises StoreError for damage."""
-    store = Path(store)
+    store = as_place(store)
     line, data = _failures_sum(store)
     try:
         known = (store / FAILURE_SUMS).read_bytes().decode("ascii", "replace")

@@ -1,29 +1,36 @@
-"""One writing run a store at a time."""
+"""One writing run a store at a time: a lock of the kernel's on a folder, a lease on object storage."""
 
 import errno
 import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from shared.cli import RequestError
+from shared.store.lease import LOCK, is_leased, store_lease
+from shared.store.place import ObjectPath, Place, as_place
 
-LOCK = ".lock"
 PATIENCE_S = 1.0  # a check holds the lock, shared, for an instant
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
             errno.ELOOP}
 
 
+def store_lock(store: Place) -> AbstractContextManager[None]:
+    """Hold STORE/.lock while writing. Raises RequestError when another run holds it."""
+    store = as_place(store)
+    return store_lease(store) if isinstance(store, ObjectPath) else _folder_lock(store)
+
+
 @contextmanager
-def store_lock(store: Path) -> Iterator[None]:
-    """Hold STORE/.lock while writing. The kernel lets go of it when the process ends, however it ends.
+def _folder_lock(store: Path) -> Iterator[None]:
+    """The kernel lets go of the lock when the process ends, however it ends.
 
     Makes the folder where there is none. Where it holds nothing but the lock at the end, the lock and the folders that
     were made go again. Raises RequestError when another run holds the lock or the folder cannot be used.
     """
-    store, made = Path(store), []
+    made = []
     fd = None
     try:
         fd = _acquire(store, made)
@@ -87,10 +94,13 @@ def _try_lock(fd: int, path: Path) -> bool:
         return False
 
 
-def is_locked(store: Path) -> bool:
+def is_locked(store: Place) -> bool:
     """Whether a run is writing the store now. The shared lock it takes for an instant refuses no run."""
+    store = as_place(store)
+    if isinstance(store, ObjectPath):
+        return is_leased(store)
     try:
-        fd = os.open(Path(store) / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(store / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ from shared.store.chunks import encode_jpeg, encode_rows, half, quantise_edges, 
 from shared.store.clip_tables import ClipTables
 from shared.store.layout import (FORMAT, JPEG_QUALITY, ArrayLayout, StoreError, document_bytes, frame_arrays,
                                  group_document, pack_groups)
+from shared.store.objects import Scratch, fetched, unique_path, upload_pack
+from shared.store.place import ObjectPath, Place, as_place
 from shared.store.record import fsync_directory, hidden_name, partials, write_synced
 from shared.store.shards import FrameWriter, RowWriter
 from shared.store.tables import FailureRow, PackRow, VideoRow
@@ -33,22 +35,22 @@ ENCODE_RUN = 8  # frames that one thread encodes at a time
 class PackWriter:
     """Writes one pack, video by video, in memory that does not grow with the frames (16 B of shard index each).
 
-    store: folder; name: the pack's, unique in the store; frame_size: (H, W), multiples of 8; geometries: of the clip
-    indices; edges, flow: whether those arrays are kept; executor: threads that encode JPEG, None for this one;
-    attributes: what the pack says of itself, `backend` (of the flow) and the recipe hash among it.
+    store: folder, or URL, whose packs pass through TMPDIR; name: the pack's, unique in the store; frame_size: (H, W),
+    multiples of 8; geometries: of the clip indices; edges, flow: whether those arrays are kept; executor: threads that
+    encode JPEG, None for this one; attributes: what the pack says of itself, `backend` (of the flow) and the recipe hash among it.
     Raises ValueError for arguments that no pack can have. cpu_seconds: thread CPU time by stage: `encode` (JPEG),
     `write` (the maps' compression, checksums, files, fsync), `verify`.
     """
 
-    def __init__(self, store: Path, name: str, frame_size: tuple[int, int], *, geometries: Sequence[ClipGeometry],
-                 edges: bool = False, flow: bool = False, jpeg_quality: int = JPEG_QUALITY,
-                 executor: Executor | None = None, attributes: dict):
+    def __init__(self, store: Place | str, name: str, frame_size: tuple[int, int], *,
+                 geometries: Sequence[ClipGeometry], edges: bool = False, flow: bool = False,
+                 jpeg_quality: int = JPEG_QUALITY, executor: Executor | None = None, attributes: dict):
         height, width = frame_size
         if height < CELL or width < CELL or height % CELL or width % CELL:
             raise ValueError(f"frame size {height}x{width}; expected multiples of {CELL}")
         if not name or name.startswith(".") or set(name) & set("/,;:\"\n\r"):
             raise ValueError(f"pack name {name!r}; expected one path component without , ; : quotes or a leading dot")
-        self.store, self.name = Path(store), name
+        self.store, self.name = as_place(store), name
         self.path = f"packs/{height}x{width}/{name}"
         self.executor, self.quality = executor, jpeg_quality
         self.attributes = {"format": FORMAT, "pack": name, "frame_size": [height, width], "edges": edges, "flow": flow,
@@ -63,7 +65,8 @@ class PackWriter:
         self.t_motion, self.offset = array("f"), array("q", [0])
         self.marks = None  # the state before the video under way
 
-        parent = self.store / "packs" / f"{height}x{width}"
+        self.scratch = Scratch() if isinstance(self.store, ObjectPath) else None
+        parent = (self.scratch.folder if self.scratch else self.store) / "packs" / f"{height}x{width}"
         parent.mkdir(parents=True, exist_ok=True)
         self.hidden = hidden_name(parent / name)
         self.hidden.mkdir()
@@ -169,7 +172,7 @@ class PackWriter:
             self.marks = None
 
     def commit(self, failures: Sequence[FailureRow] = ()) -> tuple[PackRow, list[VideoRow]]:
-        """Flush, verify and name the pack; returns its row and those of its videos.
+        """Flush, verify and name the pack (or upload it); returns its row and those of its videos.
 
         failures: what failed in the task, kept in the pack's attributes. If a pack of this name is there already, it
         is kept and its rows are returned. Raises StoreError if what was written does not read back.
@@ -191,6 +194,11 @@ class PackWriter:
             for folder, _, _ in os.walk(self.hidden):
                 fsync_directory(folder)
             row = PackRow(self.name, self.path, self.frames, self.videos, attributes["backend"], files)
+            if self.scratch:
+                row = dataclasses.replace(row, path=unique_path(self.path))
+                upload_pack(self.hidden, self.store, row.path, files)
+                self.discard()
+                return row, self.rows
             target = self.store / self.path
             try:
                 os.rename(self.hidden, target)
@@ -229,6 +237,8 @@ class PackWriter:
             writer.close()
         if self.hidden.exists():
             shutil.rmtree(self.hidden)
+        if self.scratch:
+            self.scratch.close()
 
     def _writers(self) -> list:
         return [self.rgb, *self.maps.values(), *self.clips.values()]
@@ -274,12 +284,16 @@ def rootless_packs(store: Path) -> list[str]:
                   if path.is_dir() and not (path / ROOT).exists())
 
 
-def load_pack(store: Path, path: str) -> tuple[PackRow, list[VideoRow], list[FailureRow]]:
+def load_pack(store: Place, path: str) -> tuple[PackRow, list[VideoRow], list[FailureRow]]:
     """A committed pack's row, videos and failures, every file hashed. Raises StoreError for damage.
 
     path: relative to the store, as in packs.csv.
     """
-    folder = Path(store) / path
+    store = as_place(store)
+    if isinstance(store, ObjectPath):
+        with fetched(store, path) as folder:
+            return load_pack(folder, path)
+    folder = store / path
     attributes = read_root(folder, strict=True)
     files = {name: hash_file(folder / name) for name in sorted(files_on_disk(folder))}
     root = files.pop(ROOT)
@@ -292,9 +306,21 @@ def load_pack(store: Path, path: str) -> tuple[PackRow, list[VideoRow], list[Fai
     return row, videos, failures
 
 
-def sweep_partials(store: Path) -> list[str]:
-    """Remove what dead runs left half-written. Only the run that holds the store's lock may. Returns what went."""
+def sweep_partials(store: Place) -> list[str]:
+    """Remove what dead runs left half-written. Only the run that holds the store's lock may. Returns what went.
+
+    A worker may outlive its driver and still be writing: its folder is taken from it at once, by a rename, so that it
+    can commit all of its pack or nothing.
+    """
     swept = partials(store)
     for path in swept:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        with suppress(FileNotFoundError):  # its writer has committed or removed it
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
+                continue
+            doomed = hidden_name(path)
+            os.rename(path, doomed)
+            while doomed.exists():
+                with suppress(FileNotFoundError):  # its writer removes it too
+                    shutil.rmtree(doomed)
     return [path.relative_to(store).as_posix() for path in swept]

@@ -6,7 +6,6 @@ n frames asked for, HxW pixels, hxw motion cells, L sampled frames, C clips.
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from shared.clips import ClipGeometry, ClipIndex
 from shared.store.chunks import crc32c, decode_jpeg, decode_rows
 from shared.store.index import Index
 from shared.store.layout import ArrayLayout, StoreError, clip_arrays, frame_arrays
+from shared.store.place import Place, as_place
 from shared.store.shards import GAP, ReadCounts, ShardReader
 from shared.store.tables import PackRow
 from shared.store.verify import read_whole
@@ -22,8 +22,8 @@ from shared.store.verify import read_whole
 class OpenPack:
     """The files of one pack, opened when first needed. Every error is a StoreError that names the file."""
 
-    def __init__(self, store: Path, row: PackRow):
-        self.path, self.row = Path(store) / row.path, row
+    def __init__(self, store: Place, row: PackRow):
+        self.path, self.row = as_place(store) / row.path, row
         height, width, _ = self._document("rgb/zarr.json")["shape"][1:]
         self.frame_size = height, width
         self.layouts = {layout.name: layout for layout in frame_arrays(self.frame_size, edges=True, flow=True)}
@@ -71,17 +71,17 @@ class OpenPack:
 class StoreReader:
     """Frames, motion and clips of the videos that a store's index lists.
 
-    store: folder; max_open: packs kept open at most (up to four files each and one a clip geometry); gap: bytes read
-    in vain rather than in another range; index: one that is loaded already. Building one opens nothing. A reader
-    belongs to one thread; it survives fork, and a pickle carries the index but no open file. `counts[array]` says
-    what was read.
+    store: folder, or URL such as s3://bucket/prefix; max_open: packs kept open at most (up to four files each and one
+    a clip geometry); gap: bytes read in vain rather than in another range; index: one that is loaded already. Building
+    one opens nothing. A reader belongs to one thread; it survives fork, and a pickle carries the index but no open
+    file. Of objects a range is a request, and only indices are kept. `counts[array]` says what was read.
     Every method raises StoreError, naming pack and video, for an unknown id and for bytes that fail their checksum.
     """
 
-    def __init__(self, store: Path, max_open: int = 64, gap: int = GAP, index: Index | None = None):
+    def __init__(self, store: Place | str, max_open: int = 64, gap: int = GAP, index: Index | None = None):
         if max_open < 1:
             raise ValueError(f"max_open {max_open}; expected at least 1")
-        self.store, self.max_open, self.gap = Path(store), max_open, gap
+        self.store, self.max_open, self.gap = as_place(store), max_open, gap
         self.counts: dict[str, ReadCounts] = {}
         self._index = index
         self._packs: OrderedDict[str, OpenPack] = OrderedDict()

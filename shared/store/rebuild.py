@@ -2,19 +2,29 @@
 
 from pathlib import Path
 
+from shared.store.chunks import crc32c
 from shared.store.index import Index
 from shared.store.layout import StoreError
+from shared.store.objects import committed_prefixes
 from shared.store.packs import committed_packs, load_pack, rootless_packs
+from shared.store.place import ObjectPath, Place, as_place, read_all
 from shared.store.tables import FailureRow, PackRow, VideoRow
-from shared.store.verify import ROOT, hash_file, read_root, root_rows
+from shared.store.verify import ROOT, parse_root, root_rows
 
 
-def lost_packs(store: Path, known: Index) -> list[str]:
-    """Names of the packs that `known` lists and that are not on disk, or without their root's zarr.json."""
-    return sorted(set(known.packs) - set(committed_packs(store)))
+def lost_packs(store: Place, known: Index) -> list[str]:
+    """Names of the packs that `known` lists and that are not there, or without their root's zarr.json."""
+    return sorted(set(known.packs) - {name for name, _ in _found(as_place(store), known)})
 
 
-def build_index(store: Path, known: Index | None = None,
+def _found(store: Place, known: Index | None) -> list[tuple[str, str]]:
+    """(name, path relative to the store) of the packs that are there; on object storage also of what may be one."""
+    if isinstance(store, ObjectPath):
+        return committed_prefixes(store, {row.pack: row.path for row in known.pack_rows()} if known else {})
+    return list(committed_packs(store).items())
+
+
+def build_index(store: Place, known: Index | None = None,
                 drop_lost: bool = False) -> tuple[list[PackRow], list[VideoRow], list[FailureRow]]:
     """Rows for `publish` and `write_failures` from the packs on disk; packs that `known` lists are not hashed again.
 
@@ -24,21 +34,31 @@ def build_index(store: Path, known: Index | None = None,
     lost one: listed by `known` and not on disk, or a folder without its root. With drop_lost those are left out, with
     their videos, for a run to make again.
     """
+    store = as_place(store)
     if not drop_lost:
-        for path in rootless_packs(store):
+        for path in rootless_packs(store) if isinstance(store, Path) else ():
             raise StoreError(f"{store}/{path}: has no {ROOT}")
         for name in lost_packs(store, known) if known else ():
             raise StoreError(f"{store}/{known.pack_row(name).path}: is missing")
     known_packs = set(known.packs) if known else set()
-    packs, best, failed = [], {}, {}
-    for name, path in committed_packs(store).items():
+    packs, best, failed = {}, {}, {}
+    found = _found(store, known)
+    for (name, path), root in zip(found, read_all(store / path / ROOT for _, path in found)):
+        if name in packs:
+            continue  # a task that was tried again left it
         row = known.pack_row(name) if name in known_packs else None
+        listed = row is not None and row.path == path
         # A pack that got another clip geometry has another root than the index knows.
-        if row and row.path == path and row.files[ROOT] == hash_file(Path(store) / path / ROOT):
-            videos, failures = root_rows(read_root(Path(store) / path))
+        if listed and row.files[ROOT] == (len(root), crc32c(root)):
+            videos, failures = root_rows(parse_root(root, store / path / ROOT))
         else:
-            row, videos, failures = load_pack(store, path)
-        packs.append(row)
+            try:
+                row, videos, failures = load_pack(store, path)
+            except StoreError:
+                if isinstance(store, ObjectPath) and not listed:
+                    continue  # uploaded or swept by half, and read by nobody
+                raise
+        packs[name] = row
         failures = {failure.video: failure for failure in failures}
         for video in videos:
             rank = (video.id not in failures, video.frames)
@@ -50,4 +70,4 @@ def build_index(store: Path, known: Index | None = None,
                 failed[failure.video] = failure
     videos = [video for _, video in best.values()]
     failures = [failure for id, failure in failed.items() if id not in best or not best[id][0][0]]
-    return packs, videos, failures
+    return list(packs.values()), videos, failures

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from shared.store.chunks import crc32c
 from shared.store.layout import StoreError, crc_text
+from shared.store.lease import held
+from shared.store.place import ObjectPath, Place, as_place, read_all
 
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 PARTIAL_CLIPS = re.compile(r"\..+\.\d+x\d+\.partial")  # preprocess.reindex, beside a pack
@@ -20,8 +22,10 @@ def hidden_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
-def partials(store: Path) -> list[Path]:
-    """What is half-written in a store, or was when its writer died."""
+def partials(store: Place) -> list[Path]:
+    """What is half-written in a local store, or was when its writer died; an object is never half-written."""
+    if isinstance(store, ObjectPath):
+        return []
     store = Path(store)
     found = {path for pattern in (".*", "index/.*", "records/.*", "packs/*/.*", "packs/*/[!.]*/.zarr.json.*")
              for path in store.glob(f"{pattern}.partial") if PARTIAL.fullmatch(path.name)}
@@ -45,9 +49,12 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Place, data: bytes) -> None:
     """Replace `path`: readers see the old bytes or the new ones, also after a crash."""
-    path = Path(path)
+    path = as_place(path)
+    if isinstance(path, ObjectPath):
+        path.put(data)
+        return
     hidden = hidden_name(path)
     try:
         write_synced(hidden, data)
@@ -75,25 +82,29 @@ def parse_json(data: bytes, name) -> dict:
     return document
 
 
-def write_json_atomic(path: Path, document: dict) -> None:
+def write_json_atomic(path: Place, document: dict) -> None:
     """Replace a JSON file (store.json, a record) atomically, with its checksum as the last key."""
     write_atomic(path, json_bytes(document))
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Place) -> dict:
     """What `write_json_atomic` wrote. Raises FileNotFoundError, or StoreError when the checksum does not match."""
-    return parse_json(Path(path).read_bytes(), path)
+    return parse_json(as_place(path).read_bytes(), path)
 
 
-def write_record(store: Path, name: str, document: dict) -> Path:
+def write_record(store: Place, name: str, document: dict) -> Place:
     """records/<name>.json: what a run did (versions, device, engine, counts, timings in seconds, per worker)."""
-    folder = Path(store) / "records"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = as_place(store) / "records"
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        held(as_place(store))
     path = folder / f"{name}.json"
     write_json_atomic(path, document)
     return path
 
 
-def read_records(store: Path) -> dict[str, dict]:
+def read_records(store: Place) -> dict[str, dict]:
     """Every run's record by name, in order of their names."""
-    return {path.stem: read_json(path) for path in sorted((Path(store) / "records").glob("[!.]*.json"))}
+    paths = sorted((as_place(store) / "records").glob("[!.]*.json"))
+    return {path.stem: parse_json(data, path) for path, data in zip(paths, read_all(paths))}

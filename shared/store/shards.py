@@ -15,6 +15,7 @@ import numpy as np
 
 from shared.store.chunks import checksum, encode_rows, unseal
 from shared.store.layout import ArrayLayout, StoreError
+from shared.store.place import ObjectPath, Place
 
 ENTRY = 16  # bytes of an index entry: offset and size, uint64 little-endian
 SPOOL = 16 << 20  # bytes of odd frames kept in memory before they go to a temporary file
@@ -180,7 +181,7 @@ class FrameWriter(ShardWriter):
 
 @dataclass
 class ReadCounts:
-    """What was read: ranges (system calls), bytes_read, and bytes_used (those of the chunks asked for)."""
+    """What was read: ranges (system calls or requests), bytes_read, and bytes_used (those of the chunks asked for)."""
 
     ranges: int = 0
     bytes_read: int = 0
@@ -188,17 +189,22 @@ class ReadCounts:
 
 
 class ShardReader:
-    """Chunks of one shard file by ranges.
+    """Chunks of one shard file by ranges: of a file that stays open, or of an object, a request each.
 
-    chunks: how many the shard holds; size: bytes of the file, or None.
+    chunks: how many the shard holds; size: bytes of the file, or None where it may be asked for (not of an object).
     Raises StoreError when the file is missing, has another size, or its index does not match its checksum.
     """
 
-    def __init__(self, path: Path, chunks: int, size: int | None = None):
-        self.path = path
-        self.file = open_data(path, size)
-        self.fd = self.file.fileno()
-        total = self.size = os.fstat(self.fd).st_size
+    def __init__(self, path: Place, chunks: int, size: int | None = None):
+        self.path, self.file = path, None
+        if isinstance(path, ObjectPath):
+            if size is None:
+                raise ValueError(f"{path}: the size of an object is the index's to say")
+            total = self.size = size
+        else:
+            self.file = open_data(path, size)
+            self.fd = self.file.fileno()
+            total = self.size = os.fstat(self.fd).st_size
         self.data_size = total - index_bytes(chunks)
         try:
             index = unseal(np.frombuffer(self.pread(max(0, self.data_size), total), np.uint8))
@@ -210,6 +216,8 @@ class ShardReader:
         self.offset, self.nbytes = entries[:, 0], entries[:, 1]
 
     def pread(self, start: int, stop: int) -> bytes:
+        if self.file is None:
+            return self._request(start, stop)
         parts, at = [], start
         while at < stop:
             try:
@@ -221,6 +229,15 @@ class ShardReader:
             parts.append(part)
             at += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _request(self, start: int, stop: int) -> bytes:
+        try:
+            data = self.path.read_range(start, stop) if start < stop else b""
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}") from error
+        if len(data) != stop - start:
+            raise StoreError(f"{self.path}: ends at byte {start + len(data)}, expected {stop}")
+        return data
 
     def read(self, chunks: Sequence[int] | np.ndarray, counts: ReadCounts, gap: int = GAP) -> list[np.ndarray]:
         """The payloads of `chunks`, in that order; ranges at most `gap` bytes apart are read as one."""
@@ -240,7 +257,8 @@ class ShardReader:
         return payloads
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def open_data(path: Path, size: int | None):

@@ -11,6 +11,7 @@ from shared.clips import ClipGeometry
 from shared.store.chunks import crc32c, decode_rows, unseal
 from shared.store.layout import (FORMAT, ArrayLayout, StoreError, clip_arrays, crc_text, document_bytes, frame_arrays,
                                  group_document, pack_groups)
+from shared.store.place import Place, as_place
 from shared.store.record import PARTIAL
 from shared.store.shards import ShardReader
 from shared.store.tables import FailureRow, PackRow, VideoRow
@@ -35,18 +36,23 @@ def seal_attributes(path: Path, attributes: dict, files: dict[str, tuple[int, in
     return {**sealed, "crc32c": attributes_crc(sealed)}
 
 
-def read_root(path: Path, strict: bool = False) -> dict:
+def read_root(path: Place, strict: bool = False) -> dict:
     """The attributes of the pack at `path`. Raises StoreError when they are damaged or of another format.
 
     strict: every byte around the attributes must be as we write it too.
     """
-    file = Path(path) / ROOT
+    file = as_place(path) / ROOT
     try:
-        data = file.read_bytes()
-        attributes = json.loads(data)["attributes"]
-        good = attributes["crc32c"] == attributes_crc(attributes) and attributes["format"] == FORMAT
+        return parse_root(file.read_bytes(), file, strict)
     except OSError as error:
         raise StoreError(f"{file}: {error.strerror}") from error
+
+
+def parse_root(data: bytes, file, strict: bool = False) -> dict:
+    """As `read_root`, from the bytes of `file`."""
+    try:
+        attributes = json.loads(data)["attributes"]
+        good = attributes["crc32c"] == attributes_crc(attributes) and attributes["format"] == FORMAT
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: is no pack's zarr.json of format {FORMAT}: {error}") from error
     if not good or strict and data != document_bytes(group_document(attributes)):
@@ -104,7 +110,7 @@ def hash_shard(path: Path, chunks: int, name: str) -> tuple[tuple[int, int], lis
         shard.close()
 
 
-def read_whole(path: Path, layout: ArrayLayout, rows: int) -> np.ndarray:
+def read_whole(path: Place, layout: ArrayLayout, rows: int) -> np.ndarray:
     """An array that is one chunk. Raises StoreError."""
     out = np.zeros((max(1, rows), *layout.row), layout.dtype)
     if rows:

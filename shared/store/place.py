@@ -1,0 +1,75 @@
+"""Where a store is: a folder, or a prefix on object storage (s3://bucket/prefix, any URL that fsspec knows).
+
+A folder stays a pathlib.Path; an ObjectPath looks like one as far as readers of a store can tell.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from shared.cli import RequestError
+from shared.store.object_path import PARALLEL, S3, ObjectPath, filesystem
+
+Place = Path | ObjectPath
+
+
+def as_place(place: Place | str) -> Place:
+    """A path, an ObjectPath or the text of either. Raises RequestError for a URL that cannot be used here."""
+    if not isinstance(place, str):
+        return place
+    protocol, separator, rest = place.partition("://")
+    if not separator:
+        return Path(place)
+    if protocol in ("file", "local"):
+        return Path(rest)
+    from fsspec.registry import known_implementations
+
+    if protocol not in known_implementations or "::" in place:
+        raise RequestError(f"{place}: no known kind of storage; expected a folder or a URL such as s3://bucket/prefix")
+    if not rest.strip("/"):
+        raise RequestError(f"{place} names no place; expected a URL such as {protocol}://bucket/prefix")
+    try:
+        filesystem(protocol, os.getpid())
+    except ImportError as error:
+        helps = 'pip install "motionpack[s3]"' if protocol in S3 else \
+            known_implementations[protocol].get("err", str(error))
+        raise RequestError(f"{place}: a package is missing here; {helps}") from error
+    return ObjectPath(f"{protocol}://{rest.strip('/')}")
+
+
+def store_argument(text: str) -> Place:
+    """A command's argument that names a store: a folder, or a URL, whose storage is asked once whether it answers."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a store argument is empty; give a folder, . for the current one, or a URL")
+    try:
+        place = as_place(text)
+        if isinstance(place, ObjectPath):
+            place.iterdir()
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{error.filename}: {error.strerror}; check the URL, your credentials and, "
+                                         "for a server of your own, AWS_ENDPOINT_URL") from error
+    return place
+
+
+def remove_tree(place: Place) -> None:
+    """Remove a folder, or every object below a prefix."""
+    place.remove_tree() if isinstance(place, ObjectPath) else shutil.rmtree(place)
+
+
+def side_by_side(function: Callable, items: Iterable) -> list:
+    """[function(item), ...], PARALLEL at a time; the first exception is raised."""
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        return list(pool.map(function, items))
+
+
+def read_all(paths: Iterable[Place]) -> Iterable[bytes]:
+    """The bytes of many small files, in order; objects are asked for side by side."""
+    paths = list(paths)
+    if paths and isinstance(paths[0], ObjectPath):
+        return side_by_side(lambda path: path.read_bytes(), paths)
+    return (path.read_bytes() for path in paths)
