@@ -11,14 +11,17 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preprocess.decode import Probe, VideoError, count_frames, frame_size, probe
+from preprocess.flow import runs_here
+from preprocess.isolate import ChildProcess, Died, InProcess
 from preprocess.task import Misplanned, PackReport, PackTask, make_pack
 from shared.catalog import Catalog, Video
 from shared.cli import Progress, RequestError, duration, size
 from shared.recipe import Recipe, Run
+from shared.store.place import ObjectPath, Place
 from shared.store.tables import FailureRow
 
 # Good videos of so many tried, frames of each, seconds in all.
@@ -28,6 +31,9 @@ FILES_PER_PACK, PACK_BYTES = 23, 20_000  # and the bytes of its metadata
 FREE_MARGIN = 1.25                     # clips differ: the sample's bytes were up to 14 % low
 BYTES_PER_PIXEL = 0.25                 # where no sample could be measured
 COUNTED_FRAMES = 5000                  # longer videos are not decoded whole for the plan
+PROBE_BATCH, PROBE_S, SAMPLE_LIMIT_S = 256, 60, 180   # headers asked for at once; seconds for one, and for a sample
+TASK_GRACE_S, TASK_FACTOR = 900, 10    # a pack may take so long, and so many times what the plan expects of it
+UNKNOWN_FRAME_S = 1.0                  # CPU seconds a frame where no sample could be measured
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,11 @@ def group_packs(sized: dict[str, tuple[int, tuple[int, int]]], recipe: Recipe,
 
 
 def make_plan(catalog: Catalog, recipe: Recipe, todo: set[str], unfinished: Iterable[PlannedPack] = (),
-              attempts: dict[str, int] | None = None) -> Plan:
+              attempts: dict[str, int] | None = None, reader: InProcess | ChildProcess = InProcess()) -> Plan:
     """Plan the videos `todo`: first the unfinished packs of earlier runs that still hold, then new packs.
 
-    Probes headers side by side, with progress. A video that cannot be opened becomes a failure of stage `probe`.
+    Probes headers side by side, with progress. A video that cannot be opened becomes a failure of stage `probe`; so
+    does one that kills the reader.
     """
     attempts = attempts or {}
     videos = {video.id: video for video in catalog.videos if video.id in todo}
@@ -115,7 +122,7 @@ def make_plan(catalog: Catalog, recipe: Recipe, todo: set[str], unfinished: Iter
             plan.packs.append(pack)
             left -= set(pack.videos)
     sized = {}
-    for video, result in _probe_all(catalog, [videos[v] for v in sorted(left)], recipe):
+    for video, result in _probe_all(catalog, [videos[v] for v in sorted(left)], recipe, reader):
         if isinstance(result, VideoError):
             plan.failures.append(FailureRow(video.id, video.path, result.reason, result.stage,
                                             attempts.get(video.id, 0) + 1))
@@ -126,94 +133,153 @@ def make_plan(catalog: Catalog, recipe: Recipe, todo: set[str], unfinished: Iter
     return plan
 
 
-def _probe_all(catalog: Catalog, videos: list[Video], recipe: Recipe):
-    """(video, (Probe, (H, W)) or VideoError) one after another, probed side by side."""
-    def one(video: Video):
-        try:
-            found = probe(catalog.root / video.path)
-            return video, (found, frame_size(found.source_height, found.source_width, recipe.frames.short_side,
-                                             recipe.frames.multiple))
-        except VideoError as error:
-            return video, error
-
+def _probe_all(catalog: Catalog, videos: list[Video], recipe: Recipe, reader: InProcess | ChildProcess):
+    """(video, (Probe, (H, W)) or VideoError) one after another; many at a time, and singly where the reader dies."""
     progress = Progress("probing", len(videos))
-    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
-        for number, result in enumerate(pool.map(one, videos)):
-            progress.update(number, f"{number:,} of {len(videos):,} videos")
-            yield result
+    for at in range(0, len(videos), PROBE_BATCH):
+        batch = videos[at:at + PROBE_BATCH]
+        paths = [catalog.root / video.path for video in batch]
+        try:
+            found = reader.call(_probe_batch, paths, recipe, limit_s=PROBE_S * len(batch))
+        except Died:
+            found = [_probe_alone(path, recipe, reader) for path in paths]
+        yield from zip(batch, found)
+        progress.update(at + len(batch), f"{at + len(batch):,} of {len(videos):,} videos")
     progress.close(text=f"{len(videos):,} videos")
 
 
-def tasks_of(packs: Iterable[PlannedPack], catalog: Catalog, store: Path, recipe: Recipe, recipe_hash: str, run: Run,
+def _probe_alone(path: Path, recipe: Recipe, reader: InProcess | ChildProcess):
+    try:
+        return reader.call(_probe_batch, [path], recipe, limit_s=PROBE_S)[0]
+    except Died as death:
+        return VideoError(f"reading its headers {death}", "probe")
+
+
+def _probe_batch(paths: list[Path], recipe: Recipe) -> list:
+    """(Probe, (H, W)) or VideoError of every file, probed side by side."""
+    def one(path: Path):
+        try:
+            found = probe(path)
+            return found, frame_size(found.source_height, found.source_width, recipe.frames.short_side,
+                                     recipe.frames.multiple)
+        except VideoError as error:
+            return error
+
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+        return list(pool.map(one, paths))
+
+
+def tasks_of(packs: Iterable[PlannedPack], catalog: Catalog, store: Place, recipe: Recipe, recipe_hash: str, run: Run,
              attempts: dict[str, int], kept: dict[str, int]) -> list[PackTask]:
     """The tasks that make these packs."""
     videos = {video.id: video for video in catalog.videos}
     return [PackTask(store, catalog.root, pack.name, pack.frame_size, tuple(videos[v] for v in pack.videos), recipe,
                      recipe_hash, run, tuple(attempts.get(v, 0) for v in pack.videos),
-                     tuple(kept.get(v, 0) for v in pack.videos)) for pack in packs]
+                     tuple(kept.get(v, 0) for v in pack.videos), frames=pack.frames) for pack in packs]
 
 
-def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run: Run) -> Cost:
+def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run: Run,
+                 reader: InProcess | ChildProcess = InProcess()) -> Cost:
     """Time and size of the packs, from really preprocessing the head of a few of their videos into a temporary store.
 
-    The same videos are decoded whole, which corrects the frame counts that headers promise.
+    The same videos are decoded whole, which corrects the frame counts that headers promise. A sample that kills the
+    reader is none.
     """
     if not packs:
         return Cost()
     ids = [(pack, video) for pack in packs for video in pack.videos]
-    tries = ids[::max(1, len(ids) // SAMPLE_TRIES)][:SAMPLE_TRIES]
+    tries = ids[::max(1, len(ids) // SAMPLE_TRIES)][:SAMPLE_TRIES] if runs_here(recipe.flow.backend) else []
     videos = {video.id: video for video in catalog.videos}
-    cpu = wall = stored = pixels = 0.0
-    promised = decoded = good = 0
+    samples, warm = [], False
     started = time.perf_counter()
     progress = Progress("measuring", SAMPLE_VIDEOS)
     with tempfile.TemporaryDirectory(prefix="motionpack-plan-") as temporary:
         for number, (pack, video) in enumerate(tries):
-            def sample(name: str, frames: int):
-                task = PackTask(Path(temporary), catalog.root, f"{name}{number}", pack.frame_size, (videos[video],),
-                                recipe, "", run, sample_frames=frames)
-                began_cpu, began = time.process_time(), time.perf_counter()
-                report = make_pack(task)
-                return report, time.process_time() - began_cpu, time.perf_counter() - began
-
-            if not pixels:
-                sample("warm", 2)   # loads and compiles
-            # What a pack costs whatever its length is measured on two frames and taken off.
-            short, short_cpu, short_wall = sample("short", 2)
-            report, report_cpu, report_wall = sample("long", SAMPLE_FRAMES)
-            if report.frames <= short.frames:
+            task = PackTask(Path(temporary), catalog.root, f"sample{number}", pack.frame_size, (videos[video],), recipe,
+                            "", run)
+            try:
+                sample = reader.call(measure_sample, task, warm, limit_s=SAMPLE_LIMIT_S)
+                warm = True
+            except Died:
+                sample, warm = None, False
+            if sample is None:
                 continue
-            cpu += max(0.0, report_cpu - short_cpu)
-            wall += max(0.0, report_wall - short_wall)
-            stored += _bytes(report) - _bytes(short)
-            pixels += (report.frames - short.frames) * pack.frame_size[0] * pack.frame_size[1]
-            path = catalog.root / videos[video].path
-            headers = probe(path).frames
-            if headers <= COUNTED_FRAMES:
-                promised += headers
-                decoded += count_frames(path)
-            good += 1
-            progress.update(good, f"{good} of {SAMPLE_VIDEOS} sample videos")
-            if good == SAMPLE_VIDEOS or time.perf_counter() - started > SAMPLE_S:
+            samples.append(sample)
+            progress.update(len(samples), f"{len(samples)} of {SAMPLE_VIDEOS} sample videos")
+            if len(samples) == SAMPLE_VIDEOS or time.perf_counter() - started > SAMPLE_S:
                 break
     progress.close()
+    promised, decoded = (sum(getattr(sample, name) for sample in samples) for name in ("promised", "decoded"))
     correction = decoded / promised if promised else 1.0
     area = correction * sum(pack.frames * pack.frame_size[0] * pack.frame_size[1] for pack in packs)
     frames = correction * sum(pack.frames for pack in packs)
     fixed = INDEX_BYTES * len(ids) + PACK_BYTES * len(packs)
     files = FILES_PER_PACK + 2 * (recipe.packs.edges + recipe.packs.flow) + 13 * (len(recipe.clips.geometries) - 1)
     files *= len(packs)
-    if not pixels:
+    if not samples:
         return Cost(frames, None, None, area * BYTES_PER_PIXEL + fixed, files)
-    return Cost(frames, area * cpu / pixels, area * wall / pixels, area * stored / pixels + fixed, files)
+    share = area / sum(sample.pixels for sample in samples)
+    cpu, wall, stored = (share * sum(getattr(sample, name) for sample in samples) for name in ("cpu", "wall", "bytes"))
+    return Cost(frames, cpu, wall, stored + fixed, files)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the head of one video took: CPU and wall seconds, bytes, pixels; and its frames, promised and decoded (0
+    where they were not counted)."""
+
+    cpu: float
+    wall: float
+    bytes: int
+    pixels: int
+    promised: int
+    decoded: int
+
+
+def measure_sample(task: PackTask, warm: bool) -> Sample | None:
+    """Preprocess the head of the task's one video; None where it has too few good frames.
+
+    warm: this process has loaded and compiled what it needs.
+    """
+    def make(name: str, frames: int):
+        began_cpu, began = time.process_time(), time.perf_counter()
+        report = make_pack(replace(task, name=f"{name}-{task.name}", sample_frames=frames))
+        return report, time.process_time() - began_cpu, time.perf_counter() - began
+
+    if not warm:
+        make("warm", 2)
+    # What a pack costs whatever its length is measured on two frames and taken off.
+    short, short_cpu, short_wall = make("short", 2)
+    report, report_cpu, report_wall = make("long", SAMPLE_FRAMES)
+    if report.frames <= short.frames:
+        return None
+    path = task.root / task.videos[0].path
+    headers = probe(path).frames
+    promised, decoded = (headers, count_frames(path)) if headers <= COUNTED_FRAMES else (0, 0)
+    pixels = (report.frames - short.frames) * task.frame_size[0] * task.frame_size[1]
+    return Sample(max(0.0, report_cpu - short_cpu), max(0.0, report_wall - short_wall), _bytes(report) - _bytes(short),
+                  pixels, promised, decoded)
+
+
+def time_limit(frames: int, cost: Cost, run: Run) -> float:
+    """Seconds that a task of so many frames may take: run.time_limit_s, or by the plan.
+
+    That is TASK_GRACE_S and TASK_FACTOR times the CPU seconds that `cost` expects of the frames: one core's.
+    """
+    known = cost.cpu_s and cost.frames
+    frame_s = max(cost.cpu_s, cost.wall_s) / cost.frames if known else UNKNOWN_FRAME_S
+    return run.time_limit_s or TASK_GRACE_S + TASK_FACTOR * frames * frame_s
 
 
 def _bytes(report: PackReport) -> int:
     return sum(count for count, _ in report.pack.files.values())
 
 
-def refuse_if_too_large(cost: Cost, store: Path) -> None:
-    """Raise RequestError where the packs cannot fit on the store's disk, or nothing can be written there."""
+def refuse_if_too_large(cost: Cost, store: Place) -> None:
+    """Raise RequestError where the packs cannot fit on the store's disk, or nothing can be written there. What object
+    storage takes is not known beforehand."""
+    if isinstance(store, ObjectPath):
+        return
     parent = next(p for p in (store, *store.parents) if p.exists())
     if not os.access(parent, os.W_OK):
         raise RequestError(f"{parent} is not writable; choose another --store")
@@ -233,7 +299,8 @@ def describe(plan: Plan, cost: Cost, catalog: Catalog, done: int, backend: str) 
     if plan.packs:
         lines += [f"frames   {cost.frames:,.0f}", f"disk     {size(cost.bytes)} in {cost.files:,} files"]
     if plan.packs and cost.wall_s is None:
-        lines.append("time     not measured: no sample video has more than two good frames")
+        lines.append("time     not measured: " + ("no sample video has more than two good frames" if runs_here(backend)
+                                                  else f"flow on {backend} cannot run on this machine"))
     elif plan.packs:
         hours = f"{cost.wall_s / 3600:.2g} GPU-hours" if backend == "cuda" else f"{cost.cpu_s / 3600:.2g} CPU-hours"
         lines += [f"compute  {hours} with flow on {backend}",

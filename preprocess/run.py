@@ -6,26 +6,26 @@ if __name__ == "__main__":
     cli.catch_interrupts()   # before the imports that take a while
 
 import argparse
-import functools
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from preprocess import drive, engines
 from preprocess import flow as optical_flow
 from preprocess import plan as planning
-from preprocess.engines.serial import SerialEngine
+from preprocess.isolate import ChildProcess, InProcess
 from preprocess.session import Session, agree, check_place
 from preprocess.synthetic import make_videos
-from preprocess.task import FlowError, flow_parameters, make_pack
+from preprocess.task import FlowError, flow_parameters
 from shared.catalog import Catalog, open_catalog
-from shared.cli import Progress, RequestError, Stopped, duration, size
+from shared.cli import RequestError, Stopped, duration, size
 from shared.clips import ClipGeometry
 from shared.recipe import Pipeline, load_pipeline
 from shared.store.layout import damage_stops
-
-ENGINES = {"serial": SerialEngine}
+from shared.store.place import Place, store_argument
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -35,16 +35,19 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--recipe", help="what to compute: motion or maclr; default: the preset's recipe")
     parser.add_argument("--videos", type=cli.folder, help="where the videos are; default data/DATASET")
     parser.add_argument("--annotations", type=Path, help="folder: a CSV path,label,split,group; else the lists")
-    parser.add_argument("--store", type=cli.folder, help="where the packs go; default stores/DATASET")
-    parser.add_argument("--engine", default="serial", help="serial (the default): in this process, threads in a video")
+    parser.add_argument("--store", type=store_argument, help="where the packs go: a folder, or a URL such as "
+                        "s3://bucket/prefix; default stores/DATASET")
+    parser.add_argument("--engine", default="dask", help="dask (the default): child processes, or the cluster at "
+                        "--address; ray: likewise; serial: in this process, for debugging")
+    parser.add_argument("--workers", type=int, help="packs made side by side; default: one a core, or one a GPU")
+    parser.add_argument("--address", help="of a running cluster: tcp://HOST:8786 for dask, auto or HOST:6379 for ray")
     parser.add_argument("--flow", help="flow backend: auto (the default), cpu, cuda or opencv")
     parser.add_argument("--plan", action="store_true", help="print what it would take, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="try the videos of failures.csv again")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="replace a setting of pipelines.yaml, such as clips.step=8")
     args = parser.parse_args(argv)
-    if args.engine not in ENGINES:
-        raise RequestError(f"--engine {args.engine!r} is not in this version{cli.nearest(args.engine, ENGINES)}")
+    engines.check_request(args.engine, args.workers, args.address)
     return args
 
 
@@ -52,26 +55,44 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     args = arguments(argv)
     settings = args.settings + ([f"flow.backend={args.flow}"] if args.flow else [])
-    pipeline = resolve(load_pipeline(args.dataset, args.recipe, settings))
-    root = (args.videos or Path("data") / args.dataset).absolute()
-    store = (args.store or Path("stores") / args.dataset).absolute()
+    pipeline = resolve(load_pipeline(args.dataset, args.recipe, settings), elsewhere=bool(args.address))
+    root = absolute("--videos", args.videos or Path("data", args.dataset))
+    store = absolute("--store", args.store or Path("stores", args.dataset))
+    annotations = args.annotations and absolute("--annotations", args.annotations)
     check_place(store, root)
     with damage_stops(store):
         agree(store, pipeline)
-        catalog = find_videos(pipeline, root, args.annotations and args.annotations.absolute())
+        catalog = find_videos(pipeline, root, annotations)
+        reader = InProcess() if args.engine == "serial" else ChildProcess()
         try:
             if args.plan:
-                return show_plan(Session.look(store, pipeline, catalog), args.retry_failed)
+                return show_plan(Session.look(store, pipeline, catalog), args.retry_failed, reader)
             with Session.open(store, pipeline, catalog) as session:
-                return execute(session, args.retry_failed, ENGINES[args.engine]())
+                return execute(session, args, reader)
         except FlowError as error:
             raise Stopped(f"{error}; mend it, or choose another backend with --flow and another --store") from error
+        finally:
+            reader.close()
 
 
-def resolve(pipeline: Pipeline) -> Pipeline:
-    """The pipeline with the flow backend and every flow parameter spelt out, as the store records them."""
+def absolute(flag: str, place: Place) -> Place:
+    """The path as every worker can use it. Raises RequestError for a relative one where the current folder is a copy
+    that Ray made of --working-dir and will remove."""
+    if isinstance(place, Path) and not place.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise RequestError(f"{flag} {place} is relative, and a submitted Ray job runs in a temporary copy of its "
+                           f"working folder; give an absolute path")
+    return place.absolute()
+
+
+def resolve(pipeline: Pipeline, elsewhere: bool = False) -> Pipeline:
+    """The pipeline with the flow backend and every flow parameter spelt out, as the store records them.
+
+    elsewhere: the work is another machine's, so that `cuda` needs no device here.
+    """
     recipe = pipeline.recipe
-    backend = optical_flow.resolve(recipe.flow.backend)
+    backend = recipe.flow.backend
+    if not (elsewhere and backend == "cuda"):
+        backend = optical_flow.resolve(backend)
     flow = replace(recipe.flow, backend=backend, **flow_parameters(recipe).to_dict())
     return replace(pipeline, recipe=replace(recipe, flow=flow))
 
@@ -86,13 +107,9 @@ def find_videos(pipeline: Pipeline, root: Path, annotations: Path | None) -> Cat
     return open_catalog(layout=pipeline.preset.layout, root=root, annotations=annotations, dataset=pipeline.dataset)
 
 
-def show_plan(session: Session, retry_failed: bool) -> int:
+def show_plan(session: Session, retry_failed: bool, reader: InProcess | ChildProcess) -> int:
     """Print what the run would do and take; writes nothing."""
-    plan, recipe = session.plan(retry_failed), session.recipe
-    cost = planning.measure_cost(plan.packs, session.catalog, recipe, session.pipeline.run)
-    print(planning.describe(plan, cost, session.catalog, len(session.done), recipe.flow.backend))
-    for note in notes(session):
-        print(f"note     {note}")
+    plan, cost = prepare(session, retry_failed, reader)
     for pack in plan.packs:
         print(f"  pack {pack.name}  {pack.frame_size[0]}x{pack.frame_size[1]}  {len(pack.videos)} videos  "
               f"{pack.frames:,} frames")
@@ -100,23 +117,40 @@ def show_plan(session: Session, retry_failed: bool) -> int:
     return cli.DONE
 
 
-def execute(session: Session, retry_failed: bool, engine) -> int:
-    """Plan, make every pack, publish, sum up. Returns DONE, or FAILURES where failures.csv has rows."""
-    plan = session.plan(retry_failed)
-    recipe, run = session.recipe, session.pipeline.run
-    cost = planning.measure_cost(plan.packs, session.catalog, recipe, run)
-    print(planning.describe(plan, cost, session.catalog, len(session.done), recipe.flow.backend), flush=True)
+def prepare(session: Session, retry_failed: bool,
+            reader: InProcess | ChildProcess) -> tuple[planning.Plan, planning.Cost]:
+    """What is to do and what it takes, printed."""
+    plan = session.plan(retry_failed, reader)
+    cost = planning.measure_cost(plan.packs, session.catalog, session.recipe, session.pipeline.run, reader)
+    backend = session.recipe.flow.backend
+    print(planning.describe(plan, cost, session.catalog, len(session.done), backend), flush=True)
     for note in notes(session):
         print(f"note     {note}", flush=True)
-    planning.refuse_if_too_large(cost, session.store)
-    session.begin(plan, engine.name)
-    status = "stopped"
+    return plan, cost
+
+
+def execute(session: Session, args: argparse.Namespace, reader: InProcess | ChildProcess) -> int:
+    """Plan, make every pack, publish, sum up. Returns DONE, or FAILURES where failures.csv has rows."""
+    crew = None
+    if args.address:   # a wrong one is told before hours of probing
+        crew = drive.start(args.engine, args.workers, args.address, session.pipeline)
+    status, begun = "stopped", False
     try:
-        make_packs(session, plan, cost, engine)
+        plan, cost = prepare(session, args.retry_failed, reader)
+        reader.close()
+        planning.refuse_if_too_large(cost, session.store)
+        if plan.packs and not crew:
+            crew = drive.start(args.engine, args.workers, None, session.pipeline, len(plan.packs))
+        session.begin(plan, args.engine, crew.engine.describe() if crew else {})
+        begun = True
+        if crew:
+            drive.make_packs(session, plan, cost, crew)
         status = "failures" if session.failures else "done"
     finally:
-        engine.close()
-        session.finish(status)
+        if crew:
+            crew.engine.close()
+        if begun:
+            session.finish(status)
     print(summary(session))
     return cli.FAILURES if session.failures else cli.DONE
 
@@ -140,35 +174,6 @@ def notes(session: Session) -> list[str]:
         out.append(f"{stale:,} packed videos have another class, group or other splits in the annotations now; the "
                    f"store keeps those it was made with (a new --store takes the new ones)")
     return out
-
-
-def make_packs(session: Session, plan: planning.Plan, cost: planning.Cost, engine) -> None:
-    """Run the tasks; videos whose headers were wrong are planned again once all others are done."""
-    progress = Progress("packs", max(cost.frames, 1))
-    began, count = time.monotonic(), {"videos": 0, "frames": 0}
-
-    def tell(videos: int, frames: int) -> None:
-        count["videos"] += videos
-        count["frames"] += frames
-        elapsed = time.monotonic() - began
-        progress.update(count["frames"], f"{count['videos']:,} videos ({count['videos'] / elapsed:.2f}/s), "
-                                         f"{count['frames']:,} frames ({count['frames'] / elapsed:.1f}/s), "
-                                         f"{len(session.failures):,} failures")
-
-    packs = plan.packs
-    while packs:
-        tasks = planning.tasks_of(packs, session.catalog, session.store, session.recipe, session.hash,
-                                  session.pipeline.run, session.attempts(), session.kept())
-        misplanned = []
-        for outcome in engine.map_unordered(functools.partial(make_pack, tell=tell), tasks):
-            if isinstance(outcome.error, OSError) and outcome.error.errno not in cli.FULL:
-                raise Stopped(f"{outcome.error}; mend it, then run the same command again to go on") from outcome.error
-            if outcome.error is not None:
-                raise outcome.error
-            session.take(outcome.value)
-            misplanned += outcome.value.misplanned
-        packs = session.replan(misplanned, plan)
-    progress.close(text=f"{count['videos']:,} videos, {count['frames']:,} frames")
 
 
 def summary(session: Session) -> str:

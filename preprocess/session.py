@@ -13,15 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from preprocess import plan as planning
+from preprocess.engines import Outcome
+from preprocess.flow import runs_here
+from preprocess.isolate import ChildProcess, InProcess
 from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
 from shared.catalog import Catalog
 from shared.cli import RequestError
-from shared.recipe import Pipeline, differences, pack_recipe_hash, recipe_hash
+from shared.recipe import Pipeline, pack_recipe_hash, recipe_hash
+from shared.settings import differences
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import FORMAT, StoreError
 from shared.store.lock import store_lock
+from shared.store.objects import sweep_prefixes
 from shared.store.packs import sweep_partials
+from shared.store.place import ObjectPath, Place
 from shared.store.rebuild import build_index, lost_packs
 from shared.store.record import read_json, write_json_atomic, write_record
 from shared.store.tables import FailureRow, PackRow, VideoRow
@@ -32,8 +38,11 @@ PUBLISH_SHARE = 50   # a publication takes at most so small a share of the time 
 TRACEBACKS = 20      # kept in a record
 
 
-def check_place(store: Path, root: Path) -> None:
-    """Refuse a folder that is no store, before anything in it is touched. Raises RequestError."""
+def check_place(store: Place, root: Path) -> None:
+    """Refuse a folder, or a prefix of objects, that is no store, before anything in it is touched.
+
+    Raises RequestError.
+    """
     if store == root or store in root.parents:
         raise RequestError(f"--store {store} holds the videos of {root}; choose a folder of its own")
     if not store.exists() or (store / "store.json").exists():
@@ -47,7 +56,7 @@ def check_place(store: Path, root: Path) -> None:
         raise RequestError(f"{store} is no store and not empty; choose a new or an empty folder")
 
 
-def agree(store: Path, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
+def agree(store: Place, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
     """The pipeline as the store has it, and the store's classes. Raises RequestError where they cannot agree."""
     path = store / "store.json"
     if not path.exists():
@@ -76,7 +85,7 @@ def agree(store: Path, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
 class Session:
     """The state of a store and its catalog. `look` only reads; `open` holds the store's lock until it is left."""
 
-    def __init__(self, store: Path, pipeline: Pipeline, catalog: Catalog):
+    def __init__(self, store: Place, pipeline: Pipeline, catalog: Catalog):
         self.store, self.catalog = store, catalog
         self.packs: dict[str, PackRow] = {}
         self.videos: dict[str, VideoRow] = {}
@@ -92,11 +101,12 @@ class Session:
         self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
         self.record = {}
         self.reports: list[PackReport] = []
-        self.started = self.published = time.monotonic()
+        self.deaths: list[Outcome] = []
+        self.started = self.published = self.begun = self.made = time.monotonic()
         self.publishing_s = 0.0
 
     @classmethod
-    def look(cls, store: Path, pipeline: Pipeline, catalog: Catalog) -> "Session":
+    def look(cls, store: Place, pipeline: Pipeline, catalog: Catalog) -> "Session":
         """The state as the index has it; writes nothing, so packs that a killed run never published are not seen."""
         session = cls(store, pipeline, catalog)
         if (store / "current").exists():
@@ -107,7 +117,7 @@ class Session:
         return session
 
     @classmethod
-    def open(cls, store: Path, pipeline: Pipeline, catalog: Catalog) -> "Session":
+    def open(cls, store: Place, pipeline: Pipeline, catalog: Catalog) -> "Session":
         """Lock the store and take in what is there, also packs that a killed run finished and never published.
 
         Raises RequestError where another run is writing, or where the store holds another dataset or recipe.
@@ -121,6 +131,8 @@ class Session:
             known = Index.load(store) if (store / "current").exists() else None
             session.lost = lost_packs(store, known) if known else []
             packs, videos, failures = build_index(store, known, drop_lost=True)
+            if isinstance(store, ObjectPath):
+                sweep_prefixes(store, packs, superseded=False)
             session.packs = {row.pack: row for row in packs}
             session.videos = {row.id: row for row in videos}
             session.failures = {row.video: row for row in failures}
@@ -174,8 +186,9 @@ class Session:
         """Frames that a pack already keeps of damaged videos."""
         return {video: self.videos[video].frames for video in self.failures if video in self.videos}
 
-    def plan(self, retry_failed: bool) -> Plan:
-        """What is to do: videos in no pack, and with retry_failed those of failures.csv as well."""
+    def plan(self, retry_failed: bool, reader: InProcess | ChildProcess = InProcess()) -> Plan:
+        """What is to do: videos in no pack, and with retry_failed those of failures.csv as well. reader: where headers
+        are read."""
         listed = {video.id for video in self.catalog.videos}
         todo = {v for v in listed if v not in self.videos and v not in self.failures}
         if retry_failed:
@@ -184,20 +197,22 @@ class Session:
         for record in self.records:
             unfinished += [PlannedPack.from_list(row) for row in record.get("plan", ()) if row[0] not in self.packs]
         retried = self.attempts() if retry_failed else {}
-        plan = planning.make_plan(self.catalog, self.recipe, todo, () if retry_failed else unfinished, retried)
+        plan = planning.make_plan(self.catalog, self.recipe, todo, () if retry_failed else unfinished, retried, reader)
         plan.failures += [FailureRow(path, path, "the file name is not UTF-8; rename it", "catalog",
                                      retried.get(path, 0) + 1)
                           for path in self.catalog.unnamed if retry_failed or path not in self.failures]
         return plan
 
-    def begin(self, plan: Plan, engine: str) -> None:
-        """Write store.json and the run's record with its plan: from here on the run can be resumed."""
+    def begin(self, plan: Plan, engine: str, cluster: dict) -> None:
+        """Write store.json and the run's record with its plan: from here on the run can be resumed. cluster: what the
+        engine says of itself and its workers."""
         write_json_atomic(self.store / "store.json", {
             "format": FORMAT, "dataset": self.pipeline.dataset, "classes": list(self.classes),
             "recipe": self.recipe.to_dict(), "recipe_hash": recipe_hash(self.recipe.to_dict())})
         self.record = {
             "status": "running", "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": shlex.join(sys.argv),
             "versions": versions(), "device": device(self.recipe.flow.backend), "engine": engine,
+            "cluster": cluster,
             "backend": self.recipe.flow.backend, "dataset": self.pipeline.dataset, "classes": list(self.classes),
             "recipe": self.recipe.to_dict(), "videos_root": str(self.catalog.root),
             "absent": list(self.catalog.absent), "ignored": self.catalog.ignored,
@@ -206,6 +221,7 @@ class Session:
         for row in plan.failures:
             self.failures[row.video] = row
         self.publish()
+        self.begun = self.made = time.monotonic()
 
     def replan(self, misplanned: list[Misplanned], plan: Plan) -> list[PlannedPack]:
         """Packs for the videos whose headers were wrong, with what decoding showed; they join the record's plan."""
@@ -217,6 +233,7 @@ class Session:
     def take(self, report: PackReport) -> None:
         """A task's report becomes part of the state; the index is published now and then."""
         self.reports.append(report)
+        self.made = time.monotonic()
         if report.pack:
             self.packs[report.pack.pack] = report.pack
         failed = {row.video: row for row in report.failures}
@@ -240,19 +257,25 @@ class Session:
         """Publish, and complete the record: counts, CPU seconds by stage, and what each worker did."""
         sweep_partials(self.store)
         self.publish()
+        if isinstance(self.store, ObjectPath):
+            sweep_prefixes(self.store, self.packs.values(), superseded=True)
         wall = time.monotonic() - self.started
         stages, workers = Counter(), {}
         for report in self.reports:
             stages.update(report.seconds)
-            worker = workers.setdefault(report.worker, Counter())
-            worker.update(packs=1, videos=len(report.videos), frames=report.frames, wall_s=report.wall_s)
+            if report.worker:
+                worker = workers.setdefault(report.worker, Counter())
+                worker.update(packs=1, videos=len(report.videos), frames=report.frames, wall_s=report.wall_s)
         for worker in workers.values():
             worker["frames_per_s"] = round(worker["frames"] / worker["wall_s"], 2)
             worker["wall_s"] = round(worker["wall_s"], 2)
         self.record |= {
             "status": status, "ended": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "wall_s": round(wall, 2),
+            "making_s": round(self.made - self.begun, 2),
             "counts": self.counts(), "cpu_seconds": {k: round(v, 2) for k, v in sorted(stages.items())},
             "workers": {name: dict(worker) for name, worker in workers.items()},
+            "deaths": [{"task": death.task.name, "kind": death.kind, "attempts": death.attempts,
+                        "worker": death.worker} for death in self.deaths],
             "tracebacks": [text for report in self.reports for text in report.tracebacks][:TRACEBACKS]}
         write_record(self.store, self.name, self.record)
 
@@ -276,12 +299,12 @@ def versions() -> dict[str, str]:
 
 
 def device(backend: str) -> dict[str, str | int]:
-    """The machine: processor, cores, memory; with flow on a GPU its name too."""
+    """This machine: processor, cores, memory; with flow on a GPU its name too, where it is here."""
     cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.machine())
     out = {"host": platform.node(), "cpu": cpu, "cores": os.cpu_count() or 1,
            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)}
-    if backend == "cuda":
+    if backend == "cuda" and runs_here(backend):
         from preprocess.flow.cuda import device_name
         out["gpu"] = device_name()
     return out

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from shared import motion
 from shared.catalog import Video
 from shared.clips import ClipGeometry, ClipIndexer
 from shared.recipe import Recipe, Run
-from shared.store.packs import PackWriter
+from shared.store.packs import PackWriter, load_pack
+from shared.store.place import Place
 from shared.store.tables import FailureRow, PackRow, VideoRow
+from shared.store.verify import ROOT
 
 MOTION_BATCH = 8  # frames whose flow derivatives stay in the cache together
 
@@ -37,9 +40,12 @@ class PackTask:
     sample_frames: stop every video after so many frames (the plan's cost sample); 0 = all.
     attempts: how often each video has been tried before, in the order of `videos`.
     kept: good frames that an earlier pack already keeps of a damaged video; the same again is not worth a new pack.
+    frames: what the headers of its videos promise in all; it bounds the task's time.
+    lost: rows of those of its videos that killed their workers: they are not opened, and the rows go into the report.
+    trial: do all the work and commit nothing, to see whether the process survives it.
     """
 
-    store: Path
+    store: Place
     root: Path
     name: str
     frame_size: tuple[int, int]
@@ -50,6 +56,9 @@ class PackTask:
     attempts: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
     sample_frames: int = 0
+    frames: int = 0
+    lost: tuple[FailureRow, ...] = ()
+    trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,11 +97,15 @@ class Overflow(Exception):
 def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, frames: None) -> PackReport:
     """Preprocess the task's videos into one pack; a bad video becomes a failure row and never ends the task.
 
+    A pack of this name that is committed already is not made again: its rows are the report.
     tell(videos, frames): called with what came to its end since the last call; an engine in this process shows it.
     Raises OSError where the store cannot be written or the videos' folder has gone, FlowError where the flow backend
     does not work.
     """
     wall, cpu = time.perf_counter(), time.process_time()
+    if not task.trial and (done := _committed(task)):
+        return done
+    lost = {row.video: row for row in task.lost}
     seconds = {"decode": 0.0, "grey": 0.0, "motion": 0.0}
     failures, misplanned, tracebacks = [], [], []
     cv2.setNumThreads(1)
@@ -106,6 +119,9 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
             for number, video in enumerate(task.videos):
                 attempts = (task.attempts[number] if task.attempts else 0) + 1
                 kept = task.kept[number] if task.kept else 0
+                if video.id in lost:
+                    failures.append(lost[video.id])
+                    continue
                 try:
                     outcome = _add_video(task, video, kept, writer, pool, seconds, tell)
                 except VideoError as error:
@@ -129,13 +145,38 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
                     misplanned.append(outcome)
                 tell(1, 0)
             frames = writer.frames
-            pack, rows = writer.commit(failures) if writer.videos else (None, [])
+            pack, rows = writer.commit(failures) if writer.videos and not task.trial else (None, [])
+            if rows is not writer.rows and (done := pack and _committed(task)):
+                return done   # another worker was first: what it kept counts
         finally:
             writer.discard()
     seconds |= writer.cpu_seconds
     seconds["flow"] = max(0.0, time.process_time() - cpu - sum(seconds.values()))
     return PackReport(task, pack, tuple(rows), tuple(failures), tuple(misplanned), frames,
                       time.perf_counter() - wall, seconds, f"{os.uname().nodename}:{os.getpid()}", tuple(tracebacks))
+
+
+def _committed(task: PackTask) -> PackReport | None:
+    """The report of the task's pack where it is on disk: a worker that died after its commit, or one that outlived its
+    driver, has made it. Raises StoreError for a damaged one."""
+    height, width = task.frame_size
+    path = f"packs/{height}x{width}/{task.name}"
+    if not (task.store / path / ROOT).exists():
+        return None
+    wall = time.perf_counter()
+    pack, rows, failures = load_pack(task.store, path)
+    known = {row.id for row in rows} | {row.video for row in failures}
+    misplanned = []
+    for video in task.videos:
+        if video.id not in known:   # its headers were wrong: it is of another size, or was too long for the pack
+            size = task.frame_size
+            with suppress(VideoError), open_video(task.root / video.path, short_side=task.recipe.frames.short_side,
+                                                  multiple=task.recipe.frames.multiple) as source:
+                size = source.frame_size
+            long = size == task.frame_size
+            misplanned.append(Misplanned(video.id, task.recipe.packs.frames + 1 if long else 0, size))
+    return PackReport(task, pack, tuple(rows), tuple(failures), tuple(misplanned), pack.frames,
+                      time.perf_counter() - wall, worker=f"{os.uname().nodename}:{os.getpid()}")
 
 
 def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool: ThreadPoolExecutor,

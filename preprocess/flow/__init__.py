@@ -12,7 +12,8 @@ import numpy as np
 from preprocess.flow.parameters import MIN_SIDE, PRESETS, TVL1Parameters, parameters
 from shared.cli import RequestError, nearest
 
-__all__ = ["BACKENDS", "PRESETS", "TVL1Parameters", "flow_window", "parameters", "resolve", "tvl1"]
+__all__ = ["BACKENDS", "PRESETS", "TVL1Parameters", "flow_window", "parameters", "resolve", "runs_here",
+           "tvl1"]
 
 BACKENDS = ("auto", "cpu", "cuda", "opencv")
 
@@ -36,6 +37,14 @@ def resolve(backend: str) -> str:
         from preprocess.flow import opencv
         opencv.require()
     return backend
+
+
+def runs_here(backend: str) -> bool:
+    """Whether this machine can run a resolved backend; a cluster's workers may be able to where it cannot."""
+    try:
+        return resolve(backend) == backend
+    except RequestError:
+        return False
 
 
 def tvl1(first, second, preset: str | TVL1Parameters = "default", backend: str = "auto", threads: int = 1, **overrides):

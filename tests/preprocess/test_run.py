@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import zarr
 
-from preprocess import check, plan, reindex, run, task
+from preprocess import check, drive, plan, reindex, run, task
 from preprocess.decode import probe
 from shared.cli import RequestError, Stopped
 from shared.store.index import Index, read_failures
 from shared.store.reader import StoreReader
 from shared.store.record import read_json, read_records
 
-SMALL = ["--set", "packs.videos=4", "--set", "threads=2"]
+SMALL = ["--engine", "serial", "--set", "packs.videos=4", "--set", "threads=2"]
 
 
 def preprocess(videos, store, *more):
@@ -87,6 +87,18 @@ def test_plan_is_deterministic_and_writes_nothing(small_videos, tmp_path, capsys
         assert preprocess(small_videos, tmp_path / "store", "--plan") == 0
         plans.append(re.findall(r"pack \w+ .*", capsys.readouterr().out))
     assert plans[0] == plans[1] and len(plans[0]) == 3
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_plan_and_a_refusal_start_no_engine(small_videos, tmp_path, monkeypatch):
+    def fail(*args):
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr(drive, "start", fail)
+    assert preprocess(small_videos, tmp_path / "store", "--plan", "--engine", "dask", "--workers", "2") == 0
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(RequestError, match="free some or choose another --store"):
+        preprocess(small_videos, tmp_path / "store", "--engine", "dask")
     assert not (tmp_path / "store").exists()
 
 
@@ -342,6 +354,10 @@ def test_a_lost_index_is_rebuilt_from_the_packs(finished, tmp_path):
     (["--dataset", "folder", "--video", "."], "unrecognized arguments: --video .; did you mean '--videos'?"),
     (["--videos", "."], "the following arguments are required: --dataset"),
     (["--dataset", "folder", "--engine", "seral"], "did you mean 'serial'?"),
+    (["--dataset", "folder", "--videos", ".", "--workers", "0"], "--workers 0: expected 1 or more"),
+    (["--dataset", "folder", "--engine", "serial", "--workers", "2"], "takes no --workers and no --address"),
+    (["--dataset", "folder", "--videos", ".", "--set", "run.gpus_per_task=1.5"], "expected a fraction of one GPU"),
+    (["--dataset", "folder", "--videos", ".", "--set", "run.time_limit_s=-1"], "expected 0 or more"),
     (["--dataset", "folder", "--flow", "gpu", "--videos", "."], "backend"),
     (["--dataset", "folder", "--videos", ""], "a folder argument is empty"),
     (["--dataset", "folder", "--videos", ".", "--set", "geometries=[16x2,16x2]"], "expected each once"),

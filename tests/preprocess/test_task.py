@@ -1,5 +1,11 @@
 """One pack against the slow, obvious version: decode everything, cv2 flow, loops over frames and clips."""
 
+import random
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +20,10 @@ from preprocess.task import PackTask, make_pack
 from shared.catalog import open_catalog
 from shared.recipe import load_pipeline
 from shared.store import codecs  # noqa: F401  registers motionpack.jpeg with zarr
+from shared.store.layout import StoreError
+from shared.store.packs import committed_packs, sweep_partials
+from shared.store.tables import FailureRow
+from shared.store.verify import verify_pack
 
 
 def task_for(root, store, videos, settings=(), **changes):
@@ -131,6 +141,100 @@ def test_a_video_of_another_size_or_too_long_is_given_back(small_videos, tmp_pat
 def test_a_long_first_video_is_a_pack_of_its_own(small_videos, tmp_path):
     report = make_pack(task_for(small_videos, tmp_path, 2, ["packs.frames=10"]))
     assert len(report.videos) == 1 and report.frames == 40 and len(report.misplanned) == 1
+
+
+def files_of(store):
+    return {file.relative_to(store): file.read_bytes() for file in store.glob("packs/*/[!.]*/**/*") if file.is_file()}
+
+
+def test_a_pack_that_is_there_is_not_made_again(small_videos, tmp_path):
+    """A worker died after its commit, or outlived its driver: also what did not fit the pack is told as before."""
+    task = task_for(small_videos, tmp_path, 3, ["packs.frames=90"])
+    first, before = make_pack(task), files_of(tmp_path)
+    again = make_pack(replace(task, run=replace(task.run, window=7)))
+    assert files_of(tmp_path) == before and not again.seconds
+    assert (again.pack, again.videos, again.failures, again.misplanned, again.frames) == \
+        (first.pack, first.videos, first.failures, first.misplanned, first.frames)
+    other = task_for(small_videos, tmp_path / "other", 2)
+    (small,) = make_pack(replace(other, videos=other.videos[:1])).videos
+    assert [m.video for m in make_pack(other).misplanned] == [other.videos[1].id] and small.id == other.videos[0].id
+
+
+def test_two_workers_make_one_pack_and_the_first_counts(small_videos, tmp_path):
+    """The second is at work when the first, which knows of a video that kills, commits."""
+    task = task_for(small_videos, tmp_path, 2)
+    row = FailureRow(task.videos[1].id, task.videos[1].path, "killed its worker, 6 times", "process", 6)
+    reports = []
+
+    def overtake(videos, frames):
+        if not reports:
+            reports.append(make_pack(replace(task, lost=(row,))))
+
+    second = make_pack(task, tell=overtake)
+    first, = reports
+    assert second.pack == first.pack and second.videos == first.videos and second.failures == first.failures == (row,)
+    assert [video.id for video in first.videos] == [task.videos[0].id]
+    assert verify_pack(tmp_path, first.pack, first.videos) == []
+    assert not list(tmp_path.glob("packs/*/.*"))
+
+
+def test_a_sweep_takes_the_folder_from_a_worker_that_outlived_its_run(small_videos, tmp_path):
+    task, swept = task_for(small_videos, tmp_path, 2), []
+
+    def sweep(videos, frames):
+        swept.extend(sweep_partials(tmp_path))
+
+    with pytest.raises((OSError, StoreError)):
+        make_pack(task, tell=sweep)
+    assert swept and committed_packs(tmp_path) == {}
+    sweep_partials(tmp_path)
+    assert not list(tmp_path.glob("packs/*/.*"))
+    assert make_pack(task).frames == 80
+
+
+def test_a_sweep_never_breaks_a_commit_under_way(small_videos, tmp_path):
+    """Sweeps without end beside a writer: a pack is there whole, or not at all."""
+    task, over = task_for(small_videos, tmp_path, 1), threading.Event()
+
+    def sweeps():
+        rng = random.Random(0)
+        while not over.is_set():
+            sweep_partials(tmp_path)
+            time.sleep(rng.uniform(0, 0.1))
+
+    made = 0
+    with ThreadPoolExecutor(1) as pool:
+        sweeping = pool.submit(sweeps)
+        try:
+            for number in range(12):
+                name = f"pack{number}"
+                with suppress(OSError, StoreError):
+                    report = make_pack(replace(task, name=name, sample_frames=2))
+                    made += verify_pack(tmp_path, report.pack, report.videos) == []
+        finally:
+            over.set()
+        sweeping.result()
+    assert len(committed_packs(tmp_path)) == made
+
+
+def test_a_trial_commits_nothing(small_videos, tmp_path):
+    report = make_pack(task_for(small_videos, tmp_path, 1, trial=True))
+    assert report.pack is None and report.frames == 40 and committed_packs(tmp_path) == {}
+    assert not list(tmp_path.glob("packs/*/.*"))
+
+
+def test_neighbours_of_a_lost_video_are_the_bytes_of_a_run_in_which_it_failed(small_videos, tmp_path):
+    root = tmp_path / "videos"
+    shutil.copytree(small_videos, root, ignore=shutil.ignore_patterns("*.npz"))
+    task = task_for(root, tmp_path / "a", 3)
+    row = FailureRow(task.videos[1].id, task.videos[1].path, "over the time limit of 30 s, 6 times", "process", 6)
+    lost = make_pack(replace(task, lost=(row,)))
+    (root / task.videos[1].path).write_bytes(b"")
+    failed = make_pack(replace(task, store=tmp_path / "b"))
+    assert lost.failures == (row,) and failed.failures[0].reason == "empty file (0 bytes)"
+    a, b = (({name: data for name, data in files_of(tmp_path / store).items() if name.name != "zarr.json"})
+            for store in "ab")
+    assert a == b and [video.id for video in lost.videos] == [task.videos[0].id, task.videos[2].id]
 
 
 def test_a_damaged_video_keeps_its_good_frames_or_says_why_not(data_root, tmp_path):

@@ -1,0 +1,215 @@
+"""A run's packs through an engine: progress, and what becomes of a pack that kills its workers."""
+
+import functools
+import itertools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from preprocess import plan as planning
+from preprocess.engines import Engine, Outcome, Resources, open_engine
+from preprocess.plan import Cost, Plan
+from preprocess.session import Session
+from preprocess.task import Misplanned, PackReport, PackTask, make_pack
+from shared import cli
+from shared.cli import Progress, Stopped, duration, size
+from shared.recipe import Pipeline, Run
+from shared.store.tables import FailureRow
+
+LETHAL = "died", "timeout", "memory"
+MEMORY_SHARE = 0.9   # of this machine, for all workers together
+
+
+@dataclass(frozen=True)
+class Crew:
+    """An engine, with what every task may use on it: run.threads resolved, resources without the time."""
+
+    engine: Engine
+    run: Run
+    resources: Resources
+
+
+def start(name: str, workers: int | None, address: str | None, pipeline: Pipeline, packs: int | None = None) -> Crew:
+    """The engine, started or connected, and what a task may use there.
+
+    packs: how many there are; no more workers are started than that, unless `workers` says so. run.threads 0 is a
+    worker's share of this machine's cores, and one on a cluster elsewhere. Raises RequestError.
+    """
+    run, cores = pipeline.run, len(os.sched_getaffinity(0))
+    gpus = run.gpus_per_task if pipeline.recipe.flow.backend == "cuda" else 0
+    if workers is None and not address and not gpus and name != "serial":
+        workers = max(1, min(cores, packs or cores))
+    cpus = (run.threads or 1) if address else 1
+    engine = open_engine(name, workers, address, Resources(cpus=cpus, gpus=gpus))
+    memory = int(1e9 * run.memory_gb)
+    if not address:
+        memory = memory or int(MEMORY_SHARE * machine_memory() / engine.slots)
+    threads = run.threads or (1 if address else max(1, cores // engine.slots))
+    return Crew(engine, replace(run, threads=threads), Resources(cpus, gpus, memory))
+
+
+def machine_memory() -> int:
+    """Bytes of this machine, or of the control group that this process lives in (a container, a Slurm job)."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            total = min(total, int(Path("/sys/fs/cgroup", name).read_text()))
+    return total
+
+
+class Tally:
+    """What has come to its end so far, in one line."""
+
+    def __init__(self, session: Session, cost: Cost, packs: int):
+        self.session, self.packs_planned = session, packs
+        self.packs = self.videos = self.frames = self.alone = 0
+        self.under_way = [0, 0]   # videos and frames of the pack that this process is making
+        self.began = time.monotonic()
+        self.progress = Progress("packs", max(cost.frames, 1))
+
+    def tell(self, videos: int, frames: int) -> None:
+        """An engine in this process gets on inside a pack."""
+        self.under_way = [self.under_way[0] + videos, self.under_way[1] + frames]
+        self.show()
+
+    def take(self, report: PackReport) -> None:
+        self.packs += 1
+        self.videos += len(report.task.videos) - len(report.misplanned)
+        self.frames += report.frames
+        self.under_way = [0, 0]
+        self.show()
+
+    def show(self, force: bool = False) -> None:
+        videos, frames = self.videos + self.under_way[0], self.frames + self.under_way[1]
+        elapsed = max(time.monotonic() - self.began, 1e-3)
+        alone = f", {self.alone:,} packs tried video by video" if self.alone else ""
+        self.progress.update(frames, f"{self.packs:,} of {self.packs_planned:,} packs, {videos:,} videos "
+                                     f"({videos / elapsed:.2f}/s), {frames:,} frames ({frames / elapsed:.1f}/s), "
+                                     f"{len(self.session.failures):,} failures{alone}", force=force)
+
+    def close(self) -> None:
+        self.progress.close(text=f"{self.packs:,} packs, {self.videos:,} videos, {self.frames:,} frames, "
+                                 f"{len(self.session.failures):,} failures")
+
+
+def make_packs(session: Session, plan: Plan, cost: Cost, crew: Crew) -> None:
+    """Run the tasks. A pack that dies again and again is tried video by video and made without those that kill;
+    videos whose headers were wrong are planned again once all others are done.
+
+    Raises Stopped when the cluster is lost, the machine fails, or a pack goes over its limits though none of its videos
+    does so alone; all else is made first.
+    """
+    tally = Tally(session, cost, len(plan.packs))
+    tally.show(force=True)
+    packs, hopeless = plan.packs, []
+    while packs:
+        tasks = planning.tasks_of(packs, session.catalog, session.store, session.recipe, session.hash, crew.run,
+                                  session.attempts(), session.kept())
+        misplanned, deaths = _make(session, tasks, cost, crew, tally)
+        if deaths:
+            tally.alone += len(deaths)
+            killers = _find_killers(session, deaths, cost, crew)
+            # A pack without a killer gets one more chance, but not where a limit is what it cannot keep.
+            again = [death for death in deaths if death.task.name in killers or death.kind == "died"]
+            hopeless += [death for death in deaths if death not in again]
+            tasks = [replace(death.task, lost=tuple(killers.get(death.task.name, ()))) for death in again]
+            more, deaths = _make(session, tasks, cost, crew, tally)
+            misplanned += more
+            hopeless += deaths
+        packs = session.replan(misplanned, plan)
+        tally.packs_planned += len(packs)
+    tally.close()
+    if hopeless:
+        raise Stopped(_too_much(hopeless, cost, crew))
+
+
+def _make(session: Session, tasks: list[PackTask], cost: Cost, crew: Crew,
+          tally: Tally) -> tuple[list[Misplanned], list[Outcome]]:
+    """Make the packs and take their reports; returns misplanned videos, and the outcomes of packs that died."""
+    misplanned, deaths = [], []
+    # In this process progress moves inside a pack; elsewhere a pack is told when it is done.
+    fn = functools.partial(make_pack, tell=tally.tell) if crew.engine.name == "serial" else make_pack
+    outcomes = _outcomes(fn, [task for task in tasks if len(task.lost) < len(task.videos)], cost, crew)
+    lost = (Outcome(task, PackReport(task, None, (), task.lost, (), 0, 0.0)) for task in tasks
+            if len(task.lost) == len(task.videos))   # nothing is left of it to be made
+    for outcome in itertools.chain(lost, outcomes):
+        if outcome.kind in LETHAL:
+            session.deaths.append(outcome)
+            deaths.append(outcome)
+        else:
+            session.take(outcome.value)
+            tally.take(outcome.value)
+            misplanned += outcome.value.misplanned
+    return misplanned, deaths
+
+
+def _outcomes(fn: Callable, tasks: list[PackTask], cost: Cost, crew: Crew) -> Iterator[Outcome]:
+    """The engine's outcomes, done or lethal. Every other error is the machine's or ours, and raised."""
+    for outcome in crew.engine.map_unordered(fn, tasks, _limits(tasks, cost, crew), crew.run.retries):
+        error = outcome.error
+        if isinstance(error, MemoryError):
+            outcome = replace(outcome, kind="memory")
+        elif isinstance(error, OSError) and error.errno not in cli.FULL:
+            raise Stopped(f"{error}; mend it, then run the same command again to go on") from error
+        elif error is not None and outcome.kind not in LETHAL:
+            raise error
+        yield outcome
+
+
+def _limits(tasks: list[PackTask], cost: Cost, crew: Crew) -> Resources:
+    """What each of these tasks may use; the longest decides on the time."""
+    longest = max((task.frames for task in tasks), default=0)
+    return replace(crew.resources, timeout=planning.time_limit(longest, cost, crew.run))
+
+
+def _find_killers(session: Session, deaths: list[Outcome], cost: Cost, crew: Crew) -> dict[str, list[FailureRow]]:
+    """By pack, the rows of the videos that kill a worker all by themselves.
+
+    Every video of a pack that died is tried alone, and nothing of it committed; the one of a pack of one has been.
+    """
+    killers, trials, packs = defaultdict(list), [], {}
+    limits = _limits([death.task for death in deaths], cost, crew)
+    for death in deaths:
+        task = death.task
+        if len(task.videos) == 1:
+            killers[task.name].append(_row(death, limits))
+            continue
+        for number, video in enumerate(task.videos):
+            trials.append(replace(task, name=f"{task.name}-{number}", videos=(video,), trial=True,
+                                  attempts=task.attempts[number:number + 1], kept=task.kept[number:number + 1]))
+            packs[trials[-1].name] = task.name
+    for outcome in _outcomes(make_pack, trials, cost, crew):
+        if outcome.kind in LETHAL:
+            session.deaths.append(outcome)
+            killers[packs[outcome.task.name]].append(_row(outcome, limits))
+    return killers
+
+
+def _row(outcome: Outcome, limits: Resources) -> FailureRow:
+    """The failure of a task of one video; every try counts."""
+    video, tries = outcome.task.videos[0], outcome.attempts
+    return FailureRow(video.id, video.path, f"{_verdict(outcome.kind, limits)}, {tries} time{'s' * (tries > 1)}",
+                      "process", sum(outcome.task.attempts) + tries)
+
+
+def _verdict(kind: str, limits: Resources) -> str:
+    if kind == "timeout":
+        return f"over the time limit of {duration(limits.timeout)}"
+    if kind == "memory":
+        return f"over the memory limit of {size(limits.memory)}" if limits.memory else "more memory than there is"
+    return "killed its worker"
+
+
+def _too_much(hopeless: list[Outcome], cost: Cost, crew: Crew) -> str:
+    """Why packs could not be made though each of their videos alone could, and what to do."""
+    first = hopeless[0]
+    limits, task = _limits([first.task], cost, crew), first.task
+    cure = {"timeout": "raise it with --set run.time_limit_s=", "memory": "raise it with --set run.memory_gb=",
+            "died": "see that nothing else ends the workers, such as a lack of memory"}[first.kind]
+    return (f"{len(hopeless):,} packs could not be made though none of their videos fails alone (first {task.name}, "
+            f"{len(task.videos)} videos: {_verdict(first.kind, limits)}, {first.attempts} times); {cure}, then run the "
+            f"same command again to go on; all else is done")

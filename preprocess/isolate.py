@@ -1,0 +1,86 @@
+"""Where videos are looked at before the run: in a child process, which a damaged file may kill without loss."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class Died(Exception):
+    """The process in which a function ran is gone; the message says how it ended."""
+
+
+class InProcess:
+    """Calls functions here: for debugging, and where no process may start."""
+
+    def call(self, fn: Callable, *args, limit_s: float):
+        return fn(*args)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class ChildProcess:
+    """Calls top-level functions in one child process, started at the first call; what it has compiled stays there.
+
+    After a death the next call starts another. It ends with `close`, and with this process however that ends.
+    """
+
+    def __init__(self):
+        self.process, self.pipe = None, None
+
+    def call(self, fn: Callable, *args, limit_s: float):
+        """fn(*args) there. Raises what it raises, and Died when the child is gone or took more than `limit_s` s."""
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")
+            self.pipe, theirs = context.Pipe()
+            self.process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+            self.process.start()
+            theirs.close()
+        finished = False
+        try:
+            self.pipe.send((fn, args))
+            if not self.pipe.poll(limit_s):
+                raise Died(f"took more than {limit_s:g} s")
+            value, error = self.pipe.recv()
+            finished = True
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode
+            raise Died(f"killed its process ({signal.Signals(-code).name})" if code < 0 else
+                       f"ended its process (exit code {code})") from None
+        finally:
+            if not finished:
+                self.close()
+        if error is not None:
+            raise error
+        return value
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+            self.process = None
+
+
+def _serve(pipe: Connection, parent: int) -> None:
+    """The child: one call after another until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    while True:
+        try:
+            fn, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = fn(*args), None
+        except Exception as error:
+            answer = None, error
+        pipe.send(answer)

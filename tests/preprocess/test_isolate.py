@@ -1,0 +1,48 @@
+"""What a damaged file may do to its reader, and what the plan makes of it."""
+
+import operator
+import os
+import signal
+import time
+
+import pytest
+
+from preprocess.isolate import ChildProcess, Died, InProcess
+
+
+@pytest.fixture
+def child():
+    child = ChildProcess()
+    yield child
+    child.close()
+
+
+def test_calls_run_in_one_process_that_stays(child):
+    first, second = (child.call(os.getpid, limit_s=60) for _ in range(2))
+    assert first == second != os.getpid()
+    assert child.call(operator.add, 2, 3, limit_s=60) == InProcess().call(operator.add, 2, 3, limit_s=60) == 5
+
+
+def test_an_exception_comes_back_and_the_process_stays(child):
+    pid = child.call(os.getpid, limit_s=60)
+    with pytest.raises(FileNotFoundError) as caught:
+        child.call(os.stat, "/nowhere/at/all", limit_s=60)
+    assert caught.value.filename == "/nowhere/at/all" and child.call(os.getpid, limit_s=60) == pid
+
+
+def test_a_death_is_told_and_the_next_call_has_a_new_process(child):
+    pid = child.call(os.getpid, limit_s=60)
+    with pytest.raises(Died, match=r"killed its process \(SIGSEGV\)"):
+        child.call(os.kill, pid, signal.SIGSEGV, limit_s=60)
+    with pytest.raises(Died, match=r"ended its process \(exit code 7\)"):
+        child.call(os._exit, 7, limit_s=60)
+    assert child.call(os.getpid, limit_s=60) != pid
+
+
+def test_what_takes_too_long_is_ended(child):
+    pid = child.call(os.getpid, limit_s=60)
+    with pytest.raises(Died, match="took more than 0.2 s"):
+        child.call(time.sleep, 3600, limit_s=0.2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert child.call(operator.neg, 1, limit_s=60) == -1
