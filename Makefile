@@ -46,6 +46,11 @@ bench:
 	$(PY) tests/bench/pipeline.py
 	$(PY) tests/bench/memory.py
 	$(PY) tests/bench/clusters.py --rounds 1
+	$(PY) tests/bench/engines.py
+	$(PY) tests/bench/objects.py
+	$(PY) tests/bench/loader.py
+	$(PY) tests/bench/step.py
+	$(PY) tests/bench/features.py
 
 gpu:
 	$(PY) -m pytest -q -m gpu
