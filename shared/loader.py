@@ -20,7 +20,7 @@ from shared.data import ClipData
 from shared.motion import CELL
 from shared.ring import ALIGN, Place, Ring, SlotWriter
 from shared.sampling import generator
-from shared.store.layout import StoreError, damage_stops
+from shared.store.layout import StoreError, damage_stops, unreached
 
 PART = 4         # samples a slot holds: a large batch is built by all workers at once
 PREFETCH = 2     # parts that each worker builds ahead
@@ -94,10 +94,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Damage:
-    """A StoreError on its way out of a worker."""
+    """A StoreError on its way out of a worker; unreached: see `layout.unreached`."""
 
     store: str
     message: str
+    unreached: bool
 
 
 class _Parts(Dataset):
@@ -114,7 +115,7 @@ class _Parts(Dataset):
             try:
                 sample = self.data.sample(video, epoch, writer.allocate)
             except StoreError as error:
-                return Damage(str(self.data.stores[self.data.videos[video, 0]]), str(error))
+                return Damage(str(self.data.stores[self.data.videos[video, 0]]), str(error), unreached(error))
             samples.append(sample)
             places = writer.take()
             if sample.motion is not None:
@@ -163,9 +164,10 @@ class Loader:
     """Yields this rank's batches from the sampler's position on, without end, and moves that position along.
 
     workers: processes, 0 = this one; device: of the training, whose kind decides whether the ring's pages are locked.
-    Workers ignore Ctrl-C, die with this process, and open the stores themselves. One iteration at a time; `close`, or
-    leaving the `with` block, ends the workers.
-    Iterating raises Stopped for a damaged store, naming pack and video, and for a worker that was killed.
+    Workers ignore Ctrl-C and SIGTERM, die with this process, and open the stores themselves. One iteration at a time;
+    `close`, or leaving the `with` block, ends the workers.
+    Iterating raises Stopped for a store that is damaged or out of reach, naming pack and video, and for a worker that
+    was killed.
     """
 
     def __init__(self, data: ClipData, sampler: Sampler, workers: int = 0, device="cpu"):
@@ -219,10 +221,11 @@ class Loader:
                             num_workers=self.workers, prefetch_factor=PREFETCH if self.workers else None,
                             multiprocessing_context="fork" if self.workers else None,
                             worker_init_fn=_Worker(os.getpid()), generator=torch.Generator())
-        # Workers inherit the mask and never see Ctrl-C, which reaches the whole process group: this process ends them.
+        # Workers inherit the mask and never see Ctrl-C, nor the SIGTERM of torchrun and of `timeout`; both reach the
+        # whole process group. This process, which has a step to finish and to save, ends them.
         # torch's handler would raise a worker's death anywhere in the training step; without it `_part` finds it.
         on_child = signal.getsignal(signal.SIGCHLD)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             running = iter(loader)
             if on_child is not signal.getsignal(signal.SIGCHLD):
@@ -242,6 +245,8 @@ class Loader:
             raise Stopped(f"a loader worker died: {str(error).splitlines()[0]}; if memory ran out, lower --set "
                           "workers; go on with --resume auto") from error
         if isinstance(part, Damage):
+            if part.unreached:
+                raise Stopped(part.message)
             with damage_stops(part.store):
                 raise StoreError(part.message)
         return part
@@ -251,6 +256,9 @@ class Loader:
         running, self._running = self._running, None
         if running is not None and self.workers:
             running._shutdown_workers()  # its __del__ would do so, once no traceback holds it any more
+            for worker in running._workers:
+                worker.kill()  # one that is still at a sample after torch's 5 s; SIGTERM does not reach it
+                worker.join()
         self.ring.close()
 
 

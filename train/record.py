@@ -24,6 +24,7 @@ from train.moco import Learner
 
 LOCK, METRICS, BOARD, LAST, CHECKPOINTS = ".lock", "metrics.jsonl", "tensorboard", "last.pt", "checkpoints"
 SHOWN = 4                                        # clips a picture
+SIDE, GAP = 96, 2                                # least pixels a view in it, and of white around each
 COLOURS = ((0, 0, 0), (0.45, 0.05, 0.45), (0.95, 0.4, 0.1), (1, 1, 0.6))    # of a map, from 0 to 1
 
 
@@ -109,8 +110,8 @@ class Meter:
 
 @torch.no_grad()
 def picture(learner: Learner, views: Views) -> Tensor:
-    """(3, rows * S, columns * S) in [0, 1]: a row a clip; the query's middle frame, its S-motion target where there is
-    one, the Grad-CAM of its similarity to k1, and the middle frame of every key.
+    """(3, H, W) in [0, 1]: a row a clip; the query's middle frame, its S-motion target where there is one, the Grad-CAM
+    of its similarity to k1, and the middle frame of every key. Each map is shown over its own largest value.
 
     Nothing of the learner moves: both encoders run in eval mode, on few clips.
     """
@@ -126,7 +127,10 @@ def picture(learner: Learner, views: Views) -> Tensor:
     if views.motion is not None:
         columns.append(coloured(views.motion[:SHOWN].mean(1), size))
     columns += [coloured(cam, size), *map(middle_frame, keys)]
-    return torch.cat([torch.cat(list(column), 1) for column in columns], 2).cpu()
+    tiles = torch.stack(columns, 1)                                              # (clips, columns, 3, S, S)
+    tiles = tiles.repeat_interleave(-(-SIDE // size), 3).repeat_interleave(-(-SIDE // size), 4)
+    tiles = F.pad(tiles, (GAP, GAP, GAP, GAP), value=1.0)
+    return tiles.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2).cpu()
 
 
 def middle_frame(clips: Tensor) -> Tensor:

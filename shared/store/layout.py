@@ -4,6 +4,7 @@ T frames, HxW pixels, hxw motion cells of 8x8 pixels, V videos, C clips of one g
 """
 
 import json
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,9 +38,20 @@ def damage_stops(store: Path) -> Iterator[None]:
     try:
         yield
     except StoreError as error:
+        if unreached(error):
+            raise Stopped(error) from error
         helps = cure(str(error), store)
         raise Stopped(f"{error}; {helps + '; ' if helps else ''}`python -m preprocess.check {store}` lists all that is "
                       "damaged") from error
+
+
+def unreached(error: StoreError) -> bool:
+    """Whether files could not be asked for at all (no connection, no permission, too many open), so that nothing says
+    that they are damaged; a lost file and a failing disk are damage."""
+    cause = error.__cause__
+    while isinstance(cause, StoreError):
+        cause = cause.__cause__
+    return isinstance(cause, OSError) and cause.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 
 # What a fault's text says, first match first, and what helps.

@@ -1,6 +1,8 @@
 """Order and batches against a single process; the ring; workers that fail, die, or lose their parent."""
 
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -226,6 +228,20 @@ def test_a_bug_in_a_worker_keeps_its_traceback(data, monkeypatch):
         take(Loader(data, Sampler(len(data), 4), 1), 1)
 
 
+def test_a_store_out_of_reach_is_not_called_damaged(data):
+    """No more files may be opened: the pack is well, and nobody is told to delete it."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)  # the next free descriptor: everything from it on is refused
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limit[1]))
+    try:
+        with pytest.raises(Stopped) as stop:
+            take(Loader(data, Sampler(len(data), 4)), 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert re.match(r"pack \S+, video '.*: Too many open files$", str(stop.value))
+
+
 SCRIPT = """
 import sys, time
 from shared import cli
@@ -262,12 +278,24 @@ def running(store):
         process.communicate()
 
 
-def test_ctrl_c_leaves_no_worker(running):
+@pytest.mark.parametrize("number, word", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "SIGTERM")])
+def test_ctrl_c_and_sigterm_leave_no_worker(running, number, word):
     process, workers = running
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes at once
+    os.killpg(process.pid, number)  # as a terminal does, and `timeout`: all processes at once
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 3 and err.splitlines()[-1].startswith("stopped: interrupted")
+    assert process.returncode == 3 and err.splitlines()[-1].startswith(f"stopped: {word}")
     assert err.count("stopping ...") == 1 and "Traceback" not in err
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+def test_workers_outlive_a_sigterm_of_the_group(running):
+    process, workers = running
+    for worker in workers:  # what the group's SIGTERM does to them, while the loop may still need them for its step
+        worker.terminate()
+    assert not psutil.wait_procs(workers, timeout=1)[0]
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and "worker died" not in err
     assert not psutil.wait_procs(workers, timeout=30)[1]
 
 

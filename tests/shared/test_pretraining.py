@@ -6,7 +6,7 @@ import pytest
 
 from shared.cli import RequestError
 from shared.pretraining import TERMS, build_recipe, load_training
-from shared.settings import differences, load_document
+from shared.settings import differences, load_document, pipelines_path
 
 FULL = ("moco", "seco", "seco-ta", "seco-sa", "seco-ta-sa", "moco-ta-sa", "mcl-t", "mcl-s", "mcl-st", "mcl", "mcl-v1",
         "mcl-v2", "mcl-moco")
@@ -21,6 +21,15 @@ def test_every_name_and_its_tiny_twin_load():
         training = load_training(name)
         assert build_recipe(training.recipe.to_dict()) == training.recipe
         assert training.notes == () and training.about
+
+
+def test_every_entry_says_how_to_run_it_how_long_and_what_to_expect():
+    lines = pipelines_path().read_text().splitlines()
+    for name, entry in load_document()["pipelines"].items():
+        above = lines[next(i for i, line in enumerate(lines) if re.match(rf"  {name}:", line)) - 1]
+        assert f" train/main.py --pipeline {name} --store STORE --run runs/{name}" in above
+        assert re.search("minute|day", entry["about"])
+        assert re.search(r"SVM \d|no score in the paper|accuracy 0\.\d", entry["about"])
 
 
 # Tables 1 and 2: name -> keys, TA, SA, variant, terms, a score that its `about` states.

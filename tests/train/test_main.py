@@ -157,6 +157,16 @@ def test_a_store_that_is_none(tmp_path, quiet_torch):
         train(tmp_path, tmp_path / "run")
 
 
+def test_packs_in_object_storage(unbroken, store, bucket, tmp_path, quiet_torch):
+    """From s3:// by two workers: the same losses as from a folder."""
+    import s3fs
+
+    s3fs.S3FileSystem().put(str(store), f"{bucket}/store", recursive=True)
+    assert train(f"{bucket}/store", tmp_path, "--set", "workers=2") == 0
+    assert rows(tmp_path) == rows(unbroken[0])
+    assert load(tmp_path / "last.pt")["provenance"]["stores"][0]["store"] == f"{bucket}/store"
+
+
 def test_stops_before_an_update_that_is_not_finite(store, tmp_path, quiet_torch):
     with pytest.raises(Stopped) as stop:
         train(store, tmp_path, *"--set lr=1e30 --set checkpoint_steps=1 --set images_every=0".split())
