@@ -36,7 +36,7 @@ demo:
 	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours"
 
 test:
-	$(PY) -m pytest -q -m "not gpu"
+	$(PY) -m pytest -q -m "not gpu" -n 2 --dist loadfile --durations=15
 
 bench:
 	$(PY) tests/bench/decode.py
