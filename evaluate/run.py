@@ -17,7 +17,7 @@ import importlib
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,15 +30,13 @@ from evaluate.folds import TEST, TRAIN, check_apart, default_split
 from evaluate.protocol import PROTOCOLS, Figure, Request, Settings, find_protocol, load_settings, used
 from shared import figures, overview
 from shared.census import store_picture
-from shared.cli import RequestError, Stopped
+from shared.cli import RequestError
 from shared.clips import ClipGeometry
 from shared.nn.distributed import World, close_world, open_world
 from shared.store.index import Index
 from shared.store.layout import damage_stops
 from shared.store.place import store_argument
 from shared.store.record import read_json
-
-FAREWELL_S = 60     # how long other ranks wait for torchrun to end them once rank 0 has spoken
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -92,9 +90,6 @@ def main(argv: Sequence[str]) -> int:
     if args.leave_out and (args.test_split or not protocol.grouped):
         raise RequestError("--leave-out group does not apply " + (f"to {args.protocol}; leave it out"
                            if not protocol.grouped else "with a --test-split; give one of the two"))
-    if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1", "::1"):     # one machine: nothing leaves it
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     world = open_world(settings.run.device)
     try:
         torch.set_num_threads(settings.run.threads or max(1, len(os.sched_getaffinity(0)) //
@@ -243,19 +238,5 @@ def _folder_name(number: int, train: str | None, test: str | None, seed: int) ->
     return "-".join(parts)
 
 
-def speak_alone(function: Callable[[Sequence[str]], int], rank: int) -> Callable[[Sequence[str]], int]:
-    """`function` for shared.cli.command on this rank: ranks beside 0 leave without a word, after rank 0 has spoken."""
-    if rank == 0:
-        return function
-
-    def silent(argv: Sequence[str]) -> int:
-        try:
-            return function(argv)
-        except (RequestError, Stopped, KeyboardInterrupt) as error:
-            time.sleep(FAREWELL_S)      # torchrun ends all ranks at the first that leaves: that must be rank 0
-            return cli.REFUSED if isinstance(error, RequestError) else cli.STOPPED
-    return silent
-
-
 if __name__ == "__main__":
-    cli.command(speak_alone(main, RANK))
+    cli.command(main, rank=RANK)

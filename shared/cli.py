@@ -12,6 +12,7 @@ from pathlib import Path
 
 DONE, FAILURES, REFUSED, STOPPED = 0, 1, 2, 3
 FULL = errno.ENOSPC, errno.EDQUOT
+FAREWELL_S = 60   # how long other ranks wait for torchrun to end them once rank 0 has spoken
 UNREACHABLE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT
 
 
@@ -70,21 +71,24 @@ def catch_interrupts() -> None:
     sys.excepthook = hook
 
 
-def command(main: Callable[[list[str]], int], resume: str = "run the same command again to go on") -> None:
+def command(main: Callable[[list[str]], int], resume: str = "run the same command again to go on",
+            rank: int = 0) -> None:
     """Run `main(argv)` and leave with the contract's exit code.
 
     Users' mistakes, files that cannot be reached among them, become one line on stderr (2); Ctrl-C, SIGTERM, a full
-    disk and object storage that does not answer become one line and 3. Anything else is a bug of ours and keeps its traceback.
+    disk and object storage that does not answer become one line and 3. Anything else is a bug of ours and keeps its
+    traceback. rank: under torchrun; what all ranks stop for alike, rank 0 says, and the others leave after it.
     """
     catch_interrupts()
+    say = _say if rank == 0 else _leave_last
     try:
         code = main(sys.argv[1:])
     except RequestError as error:
-        code = _say(f"error: {error}", REFUSED)
+        code = say(f"error: {error}", REFUSED)
     except Stopped as stop:
-        code = _say(f"stopped: {stop}", STOPPED)
+        code = say(f"stopped: {stop}", STOPPED)
     except KeyboardInterrupt as interrupt:
-        code = _say(f"stopped: {str(interrupt) or 'interrupted'}; {resume}", STOPPED)
+        code = say(f"stopped: {str(interrupt) or 'interrupted'}; {resume}", STOPPED)
     except BrokenPipeError:
         # The reader of our output left (`| head`): point stdout elsewhere so that the interpreter's flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,6 +104,14 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
         else:
             raise
     sys.exit(code)
+
+
+def _leave_last(line: str, code: int) -> int:
+    """torchrun ends all ranks at the first that leaves: that must be rank 0, whose line people read."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(code))
+    time.sleep(FAREWELL_S)
+    return code
 
 
 def _say(line: str, code: int) -> int:

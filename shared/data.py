@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.cli import RequestError
-from shared.clips import ClipGeometry, ClipIndex, clip_starts
+from shared.clips import ClipIndex, clip_starts
 from shared.motion import CELL, s_motion
 from shared.pretraining import Augment, Sampling
 from shared.sampling import VIEW, clip_mask, draw_augment, draw_box, draw_clips, generator, halves

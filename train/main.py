@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.cli import Progress, RequestError, Stopped, duration, size
+from shared.cli import Progress, Stopped, duration, size
 from shared.data import ClipData
 from shared.loader import Loader, Sampler
 from shared.nn import checkpoint
@@ -42,7 +42,7 @@ from train.moco import Learner, aligns
 from train.record import Meter, Record, claim, peak_memory
 from train.resume import restore
 from train.schedule import Schedule
-from train.together import Interrupt, agree, every, lost_peer, raise_first, speak_alone, together
+from train.together import Interrupt, agree, every, lost_peer, raise_first, together
 
 PACKAGES = "motionpack", "torch", "kornia", "numpy"
 RESUME = "the same command with --resume auto goes on"
@@ -66,9 +66,6 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     args = arguments(argv)
     training = load_training(args.pipeline, args.settings)
-    if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1", "::1"):     # one machine: nothing leaves it
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     world = open_world()
     threads = prepare_torch(training, world)
     with ExitStack() as stack:
@@ -263,4 +260,4 @@ def not_finite(step: int, logs: dict, ranks: list[tuple[float, list[str]]], save
 
 
 if __name__ == "__main__":
-    cli.command(speak_alone(main, RANK), RESUME)
+    cli.command(main, RESUME, RANK)

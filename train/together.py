@@ -1,20 +1,17 @@
 """What the processes of one run decide together: errors, interruptions, when to save. Rank 0 speaks for all."""
 
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
-from shared import cli
 from shared.cli import RequestError, Stopped
 from shared.nn.distributed import World
 
 PATIENCE_S = 5      # a second Ctrl-C within these is the same one, which torchrun hands on
-FAREWELL_S = 60     # how long other ranks wait for torchrun to end them once rank 0 has spoken
 ERRORS = {"RequestError": RequestError, "Stopped": Stopped}
 
 
@@ -86,22 +83,3 @@ class Interrupt:
             self.reason, self.since = reason, time.monotonic()
             if self.speaks:
                 print("\nstopping after this step ...", flush=True)
-
-
-def speak_alone(main: Callable[[list[str]], int], rank: int) -> Callable[[list[str]], int]:
-    """`main` for shared.cli.command on this rank: ranks beside 0 leave without a word, after rank 0 has spoken."""
-    if rank == 0:
-        return main
-
-    def silent(argv: list[str]) -> int:
-        try:
-            return main(argv)
-        except RequestError:
-            code = cli.REFUSED
-        except (Stopped, KeyboardInterrupt):
-            code = cli.STOPPED
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: os._exit(code))
-        time.sleep(FAREWELL_S)      # torchrun ends all ranks at the first that leaves: that must be rank 0
-        return code
-    return silent

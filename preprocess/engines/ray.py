@@ -92,7 +92,9 @@ class Driver:
     def map_unordered(self, fn: Callable, tasks: Iterable, resources: Resources = Resources(),
                       retries: int = RETRIES) -> Iterator[Outcome]:
         ray = self.ray
-        ledger = ray.remote(Ledger).options(num_cpus=0).remote()
+        # On the driver's node: no other node's loss takes it along.
+        here = self._on(ray.get_runtime_context().get_node_id())
+        ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
         terms, fn = ray.put(Terms(ledger, ship.digest(), resources, retries)), ray.put(fn)
         # max_calls=0: a worker process serves any number of tasks, and keeps its kernels and its CUDA context.
         run = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=0, max_retries=retries,
@@ -145,6 +147,10 @@ class Driver:
         except self.ray.exceptions.RayError as error:
             raise Stopped(f"the Ray cluster is gone ({type(error).__name__}); start it, then {GO_ON}") from error
 
+    def _on(self, node: str) -> Any:
+        """Runs there or not at all."""
+        return self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+
     def _nodes(self) -> list[dict]:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
@@ -161,9 +167,8 @@ class Driver:
 
     def _ask_nodes(self) -> dict[str, dict]:
         """What a worker of every node reports, by the node's address."""
-        at = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         asked = {node["NodeManagerAddress"]: self.ray.remote(ship.report).options(
-            num_cpus=0, scheduling_strategy=at(node["NodeID"], soft=False)).remote() for node in self._nodes()}
+            num_cpus=0, scheduling_strategy=self._on(node["NodeID"])).remote() for node in self._nodes()}
         try:
             return {address: self.ray.get(ref, timeout=PATIENCE_S) for address, ref in asked.items()}
         except self.ray.exceptions.RayError as error:

@@ -58,6 +58,9 @@ def open_world(device: str = "auto", timeout_s: float = 1800) -> World:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise RequestError(f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start with torchrun")
+    if os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1", "::1"):     # one machine: nothing leaves it
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -1,6 +1,6 @@
 """Projection heads of the contrastive objectives (METHOD 1.3)."""
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class Projection(nn.Sequential):

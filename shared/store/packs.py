@@ -37,7 +37,8 @@ class PackWriter:
 
     store: folder, or URL, whose packs pass through TMPDIR; name: the pack's, unique in the store; frame_size: (H, W),
     multiples of 8; geometries: of the clip indices; edges, flow: whether those arrays are kept; executor: threads that
-    encode JPEG, None for this one; attributes: what the pack says of itself, `backend` (of the flow) and the recipe hash among it.
+    encode JPEG, None for this one; attributes: what the pack says of itself, `backend` (of the flow) and the recipe
+    hash among it.
     Raises ValueError for arguments that no pack can have. cpu_seconds: thread CPU time by stage: `encode` (JPEG),
     `write` (the maps' compression, checksums, files, fsync), `verify`.
     """

@@ -17,6 +17,7 @@ import av
 import numpy as np
 import psutil
 import torch
+from seek import pyav_seek
 from store import CLIP, interleaved, load, sources, table, write
 from torch.utils.data import DataLoader, Dataset
 
@@ -73,18 +74,7 @@ def clips(store: Path, paths: list[Path], args) -> list[tuple[str, str, str, str
               for data in [kinds["moco"]] for number, epoch in keys]
 
     def seek(video: str, start: int) -> np.ndarray:
-        wanted, frames = set(range(start, start + CLIP.span, CLIP.stride)), {}
-        with av.open(str(by_id[video])) as container:
-            stream = container.streams.video[0]
-            first, step = stream.start_time or 0, 1 / (stream.average_rate * stream.time_base)
-            container.seek(int(first + start * step), stream=stream)
-            for frame in container.decode(stream):
-                t = round((frame.pts - first) / step)
-                if t in wanted:
-                    frames[t] = frame.to_ndarray(format="rgb24")
-                if t >= max(wanted):
-                    break
-        return np.stack(list(frames.values()))
+        return pyav_seek(by_id[video], start, CLIP)
     # A ring's pages are there already: so are the crops' here.
     pool = np.empty(1 << 28, np.uint8)
 

@@ -24,6 +24,7 @@ import numpy as np
 import simplejpeg
 import zarr
 from numcodecs import zstd
+from seek import pyav_seek
 
 import shared.store.codecs  # noqa: F401
 from preprocess.decode import open_video
@@ -269,18 +270,7 @@ def reading(store, ids, paths, database, args):
         return lmdb_stacked(row, start), maps.reshape(CLIP.length, height // 8, width // 8)
 
     def by_pyav(row, start):
-        wanted, frames = set(range(start, start + CLIP.span, 2)), {}
-        with av.open(str(by_id[row.id])) as container:
-            stream = container.streams.video[0]
-            first, step = stream.start_time or 0, 1 / (stream.average_rate * stream.time_base)
-            container.seek(int(first + start * step), stream=stream)
-            for frame in container.decode(stream):
-                t = round((frame.pts - first) / step)
-                if t in wanted:
-                    frames[t] = frame.to_ndarray(format="rgb24")
-                if t >= max(wanted):
-                    break
-        return np.stack(list(frames.values()))
+        return pyav_seek(by_id[row.id], start, CLIP)
 
     for row, start in clips[:5]:
         for mine, theirs in zip(ours(row, start), by_zarr(row, start)):

@@ -142,33 +142,45 @@ def test_real_videos_are_the_same_packs(data_root, tmp_path, engine):
 
 
 @contextmanager
-def killing(victims, seconds):
-    """A thread that kills -9 one of `victims()` every so many seconds, give or take a third; yields those it hit."""
-    over, hit, rng = threading.Event(), [], random.Random(0)
+def again_and_again(act, pause):
+    """`act()` in a thread, with `pause()` seconds before each, until the block ends."""
+    over = threading.Event()
 
-    def kill():
-        while not over.wait(rng.uniform(2 / 3, 4 / 3) * seconds):
-            with suppress(psutil.Error, IndexError, ProcessLookupError):
-                victim = rng.choice(victims())
-                os.kill(victim.pid, signal.SIGKILL)
-                hit.append(victim.pid)
+    def run():
+        while not over.wait(pause()):
+            act()
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield hit
+        yield
     finally:
         over.set()
         thread.join()
 
 
-def workers_of(driver):
-    """Processes below the driver that run tasks."""
+@contextmanager
+def killing(victims, seconds):
+    """Kills -9 one of `victims()` every so many seconds, give or take a third; yields those it hit."""
+    hit, rng = [], random.Random(0)
+
+    def kill():
+        with suppress(psutil.Error, IndexError, ProcessLookupError):
+            victim = rng.choice(victims())
+            os.kill(victim.pid, signal.SIGKILL)
+            hit.append(victim.pid)
+
+    with again_and_again(kill, lambda: rng.uniform(2 / 3, 4 / 3) * seconds):
+        yield hit
+
+
+def workers_of(driver, engine):
+    """Processes below the driver that run tasks; on Ray neither its own driver nor the actor that it tells."""
     found = []
     for process in psutil.Process(driver).children(recursive=True):
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())
-            if "spawn_main" in line or line.startswith("ray::") and "IDLE" not in line:
+            if "spawn_main" in line if engine == "dask" else line.startswith("ray::attempt"):
                 found.append(process)
     return found
 
@@ -184,7 +196,7 @@ def test_a_worker_killed_every_few_seconds(finished_slowly, small_videos, tmp_pa
     with started(small_videos, store, "--engine", engine, "--workers", "2", "--set", "packs.videos=1", *SLOW_FLOW,
                  "--set", "retries=4") as process:
         wait_until(lambda: at_work(store), process)
-        with killing(lambda: workers_of(process.pid), 4) as hit:
+        with killing(lambda: workers_of(process.pid, engine), 4) as hit:
             finish(process)
     assert hit
     assert arrays(store) == arrays(finished_slowly)
@@ -198,7 +210,7 @@ def test_a_driver_that_ends_is_resumed(finished_slowly, small_videos, tmp_path, 
     store, options = tmp_path / "store", ("--engine", engine, "--workers", "2", "--set", "packs.videos=1", *SLOW_FLOW)
     with started(small_videos, store, *options) as process:
         wait_until(lambda: packs(store) and at_work(store), process)
-        workers = workers_of(process.pid)
+        workers = workers_of(process.pid, engine)
         process.send_signal(number)
         out, err = process.communicate(timeout=PATIENCE_S)
         if number == signal.SIGTERM:
@@ -219,24 +231,18 @@ def test_a_driver_that_ends_is_resumed(finished_slowly, small_videos, tmp_path, 
 @contextmanager
 def assassin(victim):
     """Kills -9 whatever process opens the file `victim`, as a decoder would die of a poisonous video."""
-    over, path, hit = threading.Event(), os.path.realpath(victim), []
+    path, hit = os.path.realpath(victim), []
 
     def watch():
-        while not over.wait(0.002):
-            for process in psutil.process_iter():
-                folder = f"/proc/{process.pid}/fd"
-                with suppress(OSError):
-                    if any(os.readlink(f"{folder}/{fd}") == path for fd in os.listdir(folder)):
-                        os.kill(process.pid, signal.SIGKILL)
-                        hit.append(process.pid)
+        for process in psutil.process_iter():
+            folder = f"/proc/{process.pid}/fd"
+            with suppress(OSError):
+                if any(os.readlink(f"{folder}/{fd}") == path for fd in os.listdir(folder)):
+                    os.kill(process.pid, signal.SIGKILL)
+                    hit.append(process.pid)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    with again_and_again(watch, lambda: 0.002):
         yield hit
-    finally:
-        over.set()
-        thread.join()
 
 
 def still_film(path, frames, height, width, damaged_from=None):

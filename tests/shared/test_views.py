@@ -147,7 +147,7 @@ def test_a_wide_blur_of_a_small_view(augment):
 def slow_target(maps, box, flip, shape):
     """Sum over every (frame, cell) of its share of every target position, in float64."""
     steps, height, width = shape
-    (length, rows, columns), (y, x, h, w) = maps.shape, (side / 8 for side in box)
+    length, (y, x, h, w) = len(maps), (side / 8 for side in box)
     out = np.zeros(shape)
 
     def share(a, b, cell):

@@ -1,7 +1,5 @@
 """A driver to be killed: `python driver.py ENGINE FOLDER [ADDRESS]` runs tasks that stay for a minute."""
 
-import sys
-
 from shared import cli
 
 if __name__ == "__main__":
