@@ -224,6 +224,8 @@ def _local_cluster(workers: int | None, gpus: float) -> distributed.SpecCluster:
     starts it anew. One thread each; no limit of memory, the guard's is the task's own."""
     dask.config.set({"distributed.worker.multiprocessing-method": "spawn", "distributed.admin.tick.limit": "1h",
                      "distributed.deploy.lost-worker-timeout": "1h",   # a busy machine takes its time to restart one
+                     # With its threshold malloc would map, and the kernel clear, every array anew.
+                     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
                      "distributed.scheduler.worker-saturation": 1.0})   # others wait on the scheduler, out of harm
     devices = visible_gpus() if gpus else []
     if gpus and not devices:
