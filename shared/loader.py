@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from shared.cli import RequestError, Stopped
 from shared.data import ClipData
-from shared.motion import CELL
 from shared.ring import ALIGN, Place, Ring, SlotWriter
 from shared.sampling import generator
 from shared.store.layout import StoreError, damage_stops, unreached
@@ -81,7 +80,7 @@ class Part:
     """What a worker sends of a few samples: everything but the pixels and maps, which lie in the part's slot.
 
     number: of the part, decides the slot; used: bytes; views (n, V) of `sampling.VIEW`; order (n,); crops[i][v],
-    motion[i]: places.
+    motion[i], inputs[i][v]: places.
     """
 
     number: int
@@ -90,6 +89,7 @@ class Part:
     order: np.ndarray
     crops: list[list[Place]]
     motion: list[Place] | None
+    inputs: list[list[Place]] | None
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Parts(Dataset):
     def __getitem__(self, task: tuple[int, int, np.ndarray]) -> Part | Damage:
         number, epoch, videos = task
         writer = SlotWriter(self.ring.slot(number))
-        samples, crops, motion = [], [], []
+        samples, crops, motion, inputs = [], [], [], []
         for video in videos.tolist():
             try:
                 sample = self.data.sample(video, epoch, writer.allocate)
@@ -120,9 +120,11 @@ class _Parts(Dataset):
             places = writer.take()
             if sample.motion is not None:
                 motion.append(places.pop())
-            crops.append(places)
+            crops.append(places[:len(sample.crops)])
+            if sample.inputs:
+                inputs.append(places[len(sample.crops):])
         return Part(number, writer.used, np.stack([sample.views for sample in samples]),
-                    np.array([sample.order for sample in samples]), crops, motion or None)
+                    np.array([sample.order for sample in samples]), crops, motion or None, inputs or None)
 
 
 @dataclass
@@ -141,18 +143,21 @@ class Batch:
     parts: list[tuple[Part, torch.Tensor]]
     copied: list = field(default_factory=list)
 
-    def arrays(self, device="cpu") -> tuple[list[list[torch.Tensor]], list[torch.Tensor] | None]:
-        """crops[b][v] (L, h, w, 3) uint8 and motion[b] (L, H/8, W/8) float16 (or None) on a device, one copy a slot."""
-        crops, motion = [], []
+    def arrays(self, device="cpu") -> tuple[list[list[torch.Tensor]], list[torch.Tensor] | None,
+                                            list[list[torch.Tensor]] | None]:
+        """crops[b][v] (L, h, w, 3) uint8, motion[b] (L, H/8, W/8) float16 or None, and inputs[b][v] of the motion
+        pathway (`shared.motion_clips`) or None, on a device; one copy a slot."""
+        crops, motion, inputs = [], [], []
         for part, slot in self.parts:
             memory = slot[:part.used].to(device, non_blocking=slot.is_pinned())
             crops += [[place.view(memory) for place in places] for places in part.crops]
             motion += [place.view(memory) for place in part.motion or ()]
+            inputs += [[place.view(memory) for place in places] for places in part.inputs or ()]
         if torch.device(device).type == "cuda":
             event = torch.cuda.Event()
             event.record()
             self.copied.append(event)
-        return crops, motion or None
+        return crops, motion or None, inputs or None
 
     def release(self) -> None:
         """Wait until copies to the device are done: the slots may then be written again."""
@@ -174,9 +179,7 @@ class Loader:
         self.data, self.sampler, self.workers, self.device = data, sampler, workers, torch.device(device)
         share = sampler.batch // sampler.world
         self.parts = -(-share // PART)  # a batch
-        height, width = data.largest_frame()
-        views, length = data.sampling.keys + 1, data.geometry.length
-        largest = length * (views * (height * width * 3 + ALIGN) + height * width // CELL**2 * 2 + ALIGN)
+        largest = sum(size + ALIGN for size in data.largest())
         # A batch in hand, and what the workers build ahead: part n may overwrite part n - slots only.
         self.ring = Ring(self.parts + workers * PREFETCH, min(PART, share) * largest)
         self._running = None
@@ -243,7 +246,7 @@ class Loader:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise Stopped(f"a loader worker died: {str(error).splitlines()[0]}; if memory ran out, lower --set "
-                          "workers; go on with --resume auto") from error
+                          "workers") from error
         if isinstance(part, Damage):
             if part.unreached:
                 raise Stopped(part.message)
@@ -260,6 +263,12 @@ class Loader:
                 worker.kill()  # one that is still at a sample after torch's 5 s; SIGTERM does not reach it
                 worker.join()
         self.ring.close()
+
+
+def worker_count(asked: int) -> int:
+    """Loader processes of this rank: as asked, or for -1 one a core that training leaves, at most 8."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return asked if asked >= 0 else max(0, min(8, cores - 1))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 `Pretraining` is what is computed: it goes into the checkpoint, and a run is resumed only with the same one.
 `RunTraining` (settings under `run.`) says where and how, and may change between a run and its resumption.
-Terms as in METHOD.md: MCL 1.2 (sampling, augmentation), 1.3 (contrast), 1.4 (alignment), 1.6 (optimisation).
+Terms as in METHOD.md: MCL 1.2 (sampling, augmentation), 1.3 (contrast), 1.4 (alignment), 1.6 (optimisation); MaCLR 2.
 """
 
 import dataclasses
@@ -13,11 +13,8 @@ from pathlib import Path
 
 from shared.cli import RequestError, nearest
 from shared.clips import ClipGeometry
+from shared.pretraining_checks import FRAME_CLIP, FRAME_NETS, check, check_run
 from shared.settings import apply_settings, build, load_document
-
-FRAME_NETS = ("r2d_50", "i2d")     # 2D nets: they see single frames, so only L_s applies (METHOD 1.4)
-FRAME_CLIP = "1x1"
-TERMS = ("st", "s", "t")
 
 
 @dataclass(frozen=True)
@@ -117,6 +114,43 @@ class Alignment:
 
 
 @dataclass(frozen=True)
+class Maclr:
+    """MaCLR's motion pathway, its terms and its positives (METHOD 2: our reconstruction; docs/maclr.md).
+
+    motion_input: `edges`, `flow` or `difference` (of neighbouring RGB frames), of the same clip, crop and flip as the
+    visual input; motion_clip: LxS, as many frames L*S as the visual clip; motion_backbone, motion_width: its network,
+    as in `Model`; edges_max (px/frame per px) and flow_max (px/frame, in pixels of the view): what the input is clamped
+    to and then divided by; vm, mv, mm: the terms beside L_vv, whose weight is contrast.inter; cross_weight: of L_vm and
+    L_mv; pairs: whether the positive of L_vm and L_mv is the `same` clip or the `shifted` one, as in L_vv and L_mm;
+    shared_heads: one head a pathway for all terms; shift_*_s: seconds between the starts of query and key.
+    """
+
+    motion_input: str
+    motion_clip: str
+    motion_backbone: str
+    motion_width: int
+    edges_max: float
+    flow_max: float
+    vm: bool
+    mv: bool
+    mm: bool
+    cross_weight: float
+    pairs: str
+    shared_heads: bool
+    shift_min_s: float
+    shift_max_s: float
+
+    @property
+    def reads(self) -> bool:
+        """Whether any term asks for the motion pathway."""
+        return self.mm or self.cross_weight > 0 and (self.vm or self.mv)
+
+    @property
+    def geometry(self) -> ClipGeometry:
+        return ClipGeometry.parse(self.motion_clip)
+
+
+@dataclass(frozen=True)
 class Optimise:
     """SGD and its schedule (METHOD 1.6).
 
@@ -137,7 +171,7 @@ class Optimise:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Everything that decides which numbers a run computes."""
+    """Everything that decides which numbers a run computes; maclr: None for MCL and its bases."""
 
     sampling: Sampling
     augment: Augment
@@ -145,9 +179,11 @@ class Pretraining:
     contrast: Contrast
     alignment: Alignment
     optimise: Optimise
+    maclr: Maclr | None = None
 
     def to_dict(self) -> dict:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        tree = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {section: values for section, values in tree.items() if values is not None}
 
 
 @dataclass(frozen=True)
@@ -172,7 +208,7 @@ class RunTraining:
     reshard: bool
 
 
-SECTIONS = {field.name: field.type for field in dataclasses.fields(Pretraining)}
+SECTIONS = {field.name: field.type for field in dataclasses.fields(Pretraining)} | {"maclr": Maclr}
 
 
 @dataclass(frozen=True)
@@ -200,11 +236,12 @@ def load_training(name: str, settings: typing.Sequence[str] = (), path: Path | N
     about = tree.pop("about", "")
     tree["run"] = {**document["training"], **tree.get("run", {})}
     before = build_recipe({key: value for key, value in tree.items() if key != "run"})
-    tree = apply_settings(tree, SECTIONS | {"run": RunTraining}, settings)
+    sections = {section: cls for section, cls in SECTIONS.items() if section in tree}
+    tree = apply_settings(tree, sections | {"run": RunTraining}, settings)
     run = build(RunTraining, tree.pop("run"), "run")
     recipe, notes = _derive(before, build_recipe(tree), {setting.partition("=")[0].strip() for setting in settings})
     check(recipe)
-    _check_run(run)
+    check_run(run)
     return Training(name, about, recipe, run, notes)
 
 
@@ -232,90 +269,3 @@ def _derive(before: Pretraining, recipe: Pretraining, asked: set[str]) -> tuple[
         recipe = replace(recipe, alignment=replace(alignment, **dict.fromkeys(dropped, False)))
         notes.append(f"of the alignment terms only L_s applies to single frames: alignment.{' and '.join(dropped)} off")
     return recipe, tuple(notes)
-
-
-def _choice(key: str, value: str, choices: typing.Sequence[str]) -> None:
-    if value not in choices:
-        raise RequestError(f"{key} is {value!r}{nearest(value, choices)}")
-
-
-def _within(key: str, value: float, low: float, high: float = float("inf"), open_low: bool = False) -> None:
-    if not (low < value if open_low else low <= value) or not value <= high:
-        above = f"above {low:g}" if open_low else f"at least {low:g}"
-        raise RequestError(f"{key} is {value!r}; expected {above}{f' and at most {high:g}' if high < 1e9 else ''}")
-
-
-def check(r: Pretraining) -> None:
-    """Refuse values that no run can have. Raises RequestError naming the setting."""
-    s, g, m, c, a, o = r.sampling, r.augment, r.model, r.contrast, r.alignment, r.optimise
-    try:
-        geometry = s.geometry
-    except ValueError as error:
-        raise RequestError(f"sampling.clip: {error}") from None
-    _choice("sampling.ta_scope", s.ta_scope, ("half", "video"))
-    _choice("sampling.sa_variant", s.sa_variant, ("paper", "released"))
-    _choice("model.precision", m.precision, ("float32", "bf16"))
-    _choice("contrast.bn", c.bn, ("auto", "shuffle", "split", "none"))
-    _choice("alignment.variant", a.variant, ("none", "v1", "v2", "v3"))
-    _choice("alignment.form", a.form, ("renormalised", "literal", "released"))
-    _choice("alignment.layer", a.layer, ("conv", "output"))
-    if isinstance(c.order, str):
-        _choice("contrast.order", c.order, ("epoch",))
-    else:
-        _within("contrast.order", c.order, 0)
-    if s.keys not in (1, 3):
-        raise RequestError(f"sampling.keys is {s.keys}; expected 1 (plain MoCo) or 3 (SeCo)")
-    if s.keys == 1 and (c.intra or c.order):
-        raise RequestError("contrast.intra and contrast.order need three keys; set sampling.keys=3, or intra=0 and "
-                           "order=0")
-    if not (c.inter or c.intra or c.order):
-        raise RequestError("contrast.inter, intra and order are all 0; expected at least one above 0")
-    for key, value in {"sampling.size": s.size, "model.hidden": m.hidden, "model.dim": m.dim, "contrast.queue": c.queue,
-                       "contrast.bn_group": c.bn_group, "optimise.batch": o.batch}.items():
-        _within(key, value, 1)
-    for key, value in {"model.width": m.width, "contrast.inter": c.inter, "contrast.intra": c.intra,
-                       "alignment.weight": a.weight, "alignment.double_epochs": a.double_epochs,
-                       "optimise.weight_decay": o.weight_decay, "optimise.warmup_epochs": o.warmup_epochs,
-                       "optimise.seed": o.seed, "optimise.epochs": o.epochs, "optimise.steps": o.steps,
-                       "augment.brightness": g.brightness, "augment.contrast": g.contrast,
-                       "augment.saturation": g.saturation}.items():
-        _within(key, value, 0)
-    for key, value in {"sampling.ta_probability": s.ta_probability, "sampling.cover": s.cover,
-                       "augment.jitter_p": g.jitter_p, "augment.grey_p": g.grey_p, "augment.blur_p": g.blur_p,
-                       "augment.flip_p": g.flip_p, "contrast.momentum": c.momentum,
-                       "optimise.momentum": o.momentum, "optimise.warmup_from": o.warmup_from}.items():
-        _within(key, value, 0, 1)
-    _within("augment.hue", g.hue, 0, 0.5)
-    _within("contrast.temperature", c.temperature, 0, open_low=True)
-    _within("optimise.lr", o.lr, 0, open_low=True)
-    for key, low, high in (("sampling.area", s.area_min, s.area_max), ("sampling.aspect", s.aspect_min, s.aspect_max),
-                           ("augment.blur", g.blur_min, g.blur_max)):
-        if not 0 < low <= high:
-            raise RequestError(f"{key}_min is {low}, {key}_max {high}; expected 0 < min <= max")
-    _within("sampling.area_max", s.area_max, 0, 1)
-    if bool(o.epochs) == bool(o.steps):
-        raise RequestError(f"optimise.epochs is {o.epochs} and optimise.steps {o.steps}; expected exactly one above 0")
-    if a.variant != "none" and not any(getattr(a, term) for term in TERMS):
-        raise RequestError("alignment.st, s and t are all false; set one of them, or alignment.variant=none")
-    _check_frames(m.backbone, geometry, a)
-
-
-def _check_frames(net: str, geometry: ClipGeometry, a: Alignment) -> None:
-    """2D nets and single frames belong together."""
-    if net in FRAME_NETS and geometry.length > 1:
-        raise RequestError(f"{net} sees single frames and sampling.clip is {geometry}; add --set clip={FRAME_CLIP}")
-    if net not in FRAME_NETS and geometry.length == 1:
-        raise RequestError(f"sampling.clip is {geometry}, single frames, for {net}; expected a 2D net "
-                           f"({', '.join(FRAME_NETS)}) or --set clip=16x2")
-    if net in FRAME_NETS and a.variant != "none" and (a.st or a.t):
-        add = " ".join(f"--set alignment.{term}={value}" for term, value in
-                       (("st", "false"), ("s", "true"), ("t", "false")) if getattr(a, term) != (value == "true"))
-        raise RequestError(f"of the alignment terms only L_s applies to {net}, which sees single frames; add {add}")
-
-
-def _check_run(run: RunTraining) -> None:
-    _within("run.workers", run.workers, -1, 256)
-    for key in ("threads", "checkpoint_steps", "checkpoint_minutes", "every_epochs", "images_every"):
-        _within(f"run.{key}", getattr(run, key), 0)
-    for key in ("log_every", "keep"):
-        _within(f"run.{key}", getattr(run, key), 1)

@@ -71,6 +71,32 @@ def draw_clips(rng: np.random.Generator, clips: ClipIndex, frames: int, geometry
     return (query, query, *sorted((draw(other), draw(other)))), order
 
 
+def draw_pair(rng: np.random.Generator, clips: ClipIndex, last: int, near: float, far: float,
+              sampling: Sampling) -> tuple[int, int]:
+    """Positions of the clips of query and key, `near` to `far` frames apart (MaCLR's positives, METHOD 2).
+
+    Of all clips that start at frame `last` or before; where none lies at such a distance from the query's, the one that
+    misses it least: in a short video the furthest. With TA both are motion-focused, over the median of the video.
+    """
+    threshold = clips.median if sampling.ta and rng.random() < sampling.ta_probability else None
+    fitting = np.flatnonzero(clips.start <= last)
+    query = draw_moving(rng, clips.score, fitting, threshold)
+    distance = np.abs(clips.start[fitting] - clips.start[query])
+    miss = np.maximum(0, np.maximum(near - distance, distance - far))
+    return query, draw_moving(rng, clips.score, fitting[miss == miss.min()], threshold)
+
+
+def partnered(starts: np.ndarray, near: float, far: float) -> np.ndarray:
+    """(C,) bool: which of the sorted starts have another (or, for near = 0, themselves) near to far frames away."""
+    before = np.searchsorted(starts, starts - near, "right") > np.searchsorted(starts, starts - far, "left")
+    return before | (np.searchsorted(starts, starts + far, "right") > np.searchsorted(starts, starts + near, "left"))
+
+
+def half_cells(first: int, length: int) -> tuple[int, int]:
+    """The half-size cells (2 pixels a side) that pixels first to first + length - 1 touch: first cell and end."""
+    return first // 2, -(-(first + length) // 2)
+
+
 def draw_box(rng: np.random.Generator, sampling: Sampling, size: tuple[int, int], mask: np.ndarray | None = None,
              s_map: np.ndarray | None = None) -> Box:
     """One crop: plain (no SA); around the hot mask (h, w) bool (MCL section 3.2); or the released code's, from s_map.

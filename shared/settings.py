@@ -14,6 +14,7 @@ import yaml
 
 from shared.cli import RequestError, nearest
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)     # libyaml, where there is one: seven times as fast
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")     # 1e-3 is a word to YAML 1.1
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
@@ -43,7 +44,7 @@ def load_document(path: Path | None = None) -> dict:
     """pipelines.yaml as plain dictionaries. Raises RequestError where it is no YAML mapping."""
     path = path or pipelines_path()
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except yaml.YAMLError as error:
         raise RequestError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from kornia.color import rgb_to_grayscale
 from kornia.enhance import (adjust_brightness_accumulative, adjust_contrast_with_mean_subtraction, adjust_hue,
                             adjust_saturation_with_gray_subtraction)
@@ -18,7 +17,9 @@ from kornia.geometry.transform import hflip
 
 from shared.loader import Batch
 from shared.motion import CELL
-from shared.pretraining import Augment
+from shared.motion_clips import motion_clips
+from shared.pretraining import Augment, Maclr
+from shared.resampling import on_device, resize
 from shared.sampling import overlaps
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB in [0, 1]
@@ -33,7 +34,8 @@ class Views:
 
     query (B, 3, L, S, S) float32, normalised by ImageNet's mean and std; keys: (k1,) or (k1, k2, k3), alike; motion
     (B, T', h', w') float32 target of the query, px/frame per px, or None; ids (B,) int64 video numbers, the same on
-    every rank; order (B,) int64: 1 where the query comes after the pair (k2, k3) in time, else 0.
+    every rank; order (B,) int64: 1 where the query comes after the pair (k2, k3) in time, else 0; motion_clips: what
+    MaCLR's motion pathway sees of query and key, (B, 3, Lm, S, S) float32 each (`shared.motion_clips`), or None.
     """
 
     query: torch.Tensor
@@ -41,16 +43,18 @@ class Views:
     motion: torch.Tensor | None
     ids: torch.Tensor
     order: torch.Tensor
+    motion_clips: tuple[torch.Tensor, ...] | None = None
 
 
 def make_views(batch: Batch, settings: Augment, size: int, target_shape: tuple[int, int, int] | None = None,
-               device="cpu") -> Views:
+               device="cpu", maclr: Maclr | None = None) -> Views:
     """The batch's crops as network input, each view S = size pixels, and the target at (T', h', w') where one is given.
 
-    Nothing is drawn here: what was drawn with the samples, by the same settings, is in `batch.views`.
+    Nothing is drawn here: what was drawn with the samples, by the same settings, is in `batch.views`. maclr: the
+    settings by which the batch's motion inputs, if it has any, were read.
     Raises ValueError for a target of a batch that was read without motion.
     """
-    crops, motion = batch.arrays(device)
+    crops, motion, inputs = batch.arrays(device)
     views = []
     for v in range(batch.views.shape[1]):
         clips = torch.empty(len(crops), 3, len(crops[0][v]), size, size, device=device)
@@ -62,19 +66,12 @@ def make_views(batch: Batch, settings: Augment, size: int, target_shape: tuple[i
         if motion is None:
             raise ValueError("a motion target is wanted of a batch that was read without motion")
         target = motion_target(motion, batch.views[:, 0], target_shape)
+    second = None
+    if inputs is not None:
+        second = tuple(motion_clips([row[v] for row in inputs], batch.views[:, v], maclr, size)
+                       for v in range(batch.views.shape[1]))
     ids, order = (values.to(device, non_blocking=True) for values in (batch.ids, batch.order))
-    return Views(views[0], tuple(views[1:]), target, ids, order)
-
-
-def resize(crop: torch.Tensor, size: int) -> torch.Tensor:
-    """(L, h, w, 3) uint8 -> (3, L, S, S) float32 in [0, 1], bilinear with antialiasing.
-
-    On the CPU in 8 bits, as PIL's, five times as fast as in float32 and at most one of 255 steps from it.
-    """
-    frames = crop.permute(0, 3, 1, 2)
-    frames = frames if crop.device.type == "cpu" else frames.float()
-    frames = F.interpolate(frames, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    return frames.transpose(0, 1).float().mul_(1 / 255)
+    return Views(views[0], tuple(views[1:]), target, ids, order, second)
 
 
 def augment(clips: torch.Tensor, views: np.ndarray, settings: Augment) -> torch.Tensor:
@@ -118,14 +115,9 @@ def blur(clips: torch.Tensor, sigma: np.ndarray, reach: int) -> None:
 def _change(images: torch.Tensor, chosen: np.ndarray, operation, factors: np.ndarray | None = None) -> None:
     """images[chosen] = operation(images[chosen], factors[chosen]), in place."""
     if chosen.any():
-        index, *values = (_to(array, images.device) for array in
+        index, *values = (on_device(array, images.device) for array in
                           (np.flatnonzero(chosen), *(() if factors is None else (factors[chosen],))))
         images.index_copy_(0, index, operation(images[index], *values).expand(len(index), *images.shape[1:]))
-
-
-def _to(array: np.ndarray, device) -> torch.Tensor:
-    """A small array on the device, without waiting for the work that the device still has."""
-    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def motion_target(motion: list[torch.Tensor], views: np.ndarray, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -145,6 +137,6 @@ def motion_target(motion: list[torch.Tensor], views: np.ndarray, shape: tuple[in
         y, x, h, w = view["box"] / CELL
         down.append(overlaps(y, h, height, rows))
         across.append(overlaps(x, w, width, columns)[::-1 if view["flip"] else 1])
-    time, down, across = (_to(np.asarray(weights, np.float32), device) for weights in
+    time, down, across = (on_device(np.asarray(weights, np.float32), device) for weights in
                           (overlaps(0, length, steps, length), down, across))
     return torch.einsum("at,bthw,bih,bjw->baij", time, maps, down, across)

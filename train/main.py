@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -27,22 +26,22 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from shared.cli import Progress, Stopped, duration, size
 from shared.data import ClipData
-from shared.loader import Loader, Sampler
+from shared.loader import Loader, Sampler, worker_count
 from shared.nn import checkpoint
 from shared.nn.backbones import build_backbone
-from shared.nn.distributed import World, close_world, open_world, reduce_logs
+from shared.nn.distributed import World, close_world, open_world, parallel, reduce_logs
 from shared.nn.inflate import inflate
+from shared.nn.together import Interrupt, agree, every, lost_peer, raise_first, together
 from shared.pretraining import RunTraining, Training, load_training
+from shared.schedule import Schedule
 from shared.views import make_views
+from train.maclr import MaCLR
 from train.moco import Learner, aligns
 from train.record import Meter, Record, claim, peak_memory
 from train.resume import restore
-from train.schedule import Schedule
-from train.together import Interrupt, agree, every, lost_peer, raise_first, together
 
 PACKAGES = "motionpack", "torch", "kornia", "numpy"
 RESUME = "the same command with --resume auto goes on"
@@ -98,7 +97,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
     say = print if world.main else lambda *_, **__: None
     with together(world):
         data = ClipData(args.store, recipe.sampling, recipe.augment, args.split, recipe.optimise.seed,
-                        motion=aligns(recipe.alignment))
+                        motion=aligns(recipe.alignment), maclr=recipe.maclr)
         sampler = Sampler(len(data), recipe.optimise.batch, recipe.optimise.seed, world.rank, world.size)
         schedule = Schedule.of(recipe.optimise, sampler.steps)
         learner, init = build_learner(training, args.init, world)
@@ -120,7 +119,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
         return cli.DONE
     if run.compile:
         learner.compile()
-    model = learner if world.size == 1 else distributed(learner)
+    model = parallel(learner, world)
     control = dist.new_group(backend="gloo") if world.size > 1 else None
     record = stack.enter_context(Record(args.run, first)) if world.main else None
     progress = Progress(training.name, schedule.steps - first) if world.main else None
@@ -139,7 +138,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
                          "scheduler": dataclasses.asdict(schedule), "sampler": position, "rng": states,
                          "provenance": provenance}, epochs if forever else None)
 
-    with Interrupt(world) as interrupt, Loader(data, sampler, worker_count(run), device) as loader:
+    with Interrupt(world) as interrupt, Loader(data, sampler, worker_count(run.workers), device) as loader:
         batches = iter(loader)
         for step in range(first, schedule.steps):
             waiting = time.monotonic()
@@ -160,7 +159,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
                               + (f"{folder.last} holds it; " if saved else "") + RESUME)
 
             views = make_views(batch, recipe.augment, recipe.sampling.size, target_shape if data.motion else None,
-                               device)
+                               device, recipe.maclr)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step)
             out = model(views, schedule.progress(step), schedule.epoch(step))
@@ -196,20 +195,11 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
 
 def build_learner(training: Training, init: Path | None, world: World) -> tuple[Learner, dict | None]:
     """The learner on its device, and what --init gave."""
-    backbone = build_backbone(training.recipe.model.backbone, training.recipe.model.width)
+    recipe = training.recipe
+    backbone = build_backbone(recipe.model.backbone, recipe.model.width)
     taken = dataclasses.asdict(inflate(init, backbone)) if init else None
-    return Learner(lambda: backbone, training.recipe, world).to(world.device), taken
-
-
-def distributed(learner: Learner) -> DistributedDataParallel:
-    """The learner with its gradients averaged over the ranks; each rank's BN statistics are its own.
-
-    DDP rebuilds its buckets after the first step, which changes the order in which gloo adds up three ranks or more; a
-    resumed run has another first step, so there it is kept from that (by looking for unused parameters).
-    """
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")    # channels-last, one copy
-    return DistributedDataParallel(learner, forward_sync_buffers=False, gradient_as_bucket_view=True,
-                                   find_unused_parameters=learner.world.device.type == "cpu" and learner.world.size > 2)
+    method = MaCLR if recipe.maclr else Learner
+    return method(lambda: backbone, recipe, world).to(world.device), taken
 
 
 def introduce(training: Training, data: ClipData, schedule: Schedule, learner: Learner, provenance: dict, first: int,
@@ -217,24 +207,22 @@ def introduce(training: Training, data: ClipData, schedule: Schedule, learner: L
     """What is about to run, on rank 0."""
     optimise, model, world = training.recipe.optimise, training.recipe.model, learner.world
     say(f"pipeline {training.name}: {training.about}")
+    apart = f"{maclr.shift_min_s:g} s between two clips" if (maclr := training.recipe.maclr) else "one in each half"
     say(f"data     {len(data)} videos of split {', '.join(sorted({s['split'] for s in data.provenance()}))}, clips "
-        f"{data.geometry}; {data.short} shorter than a clip left out, {data.undivided} too short for one in each half")
+        f"{data.geometry}; {data.short} shorter than a clip left out, {data.undivided} too short for {apart}")
     say(f"run      steps {first} to {schedule.steps}, {schedule.steps_per_epoch} an epoch of {optimise.batch} queries; "
         f"{model.backbone} in {model.precision}; {world.size} process{'es' if world.size > 1 else ''} on "
         f"{world.device.type} with {provenance['threads']} threads; BN {learner.shuffle.mode}, groups of "
         f"{learner.shuffle.group}")
-    for note in (*training.notes, *filter(None, [learner.shuffle.note])):
+    if maclr and maclr.reads:
+        say(f"motion   {maclr.motion_input}, clips {maclr.motion_clip}, {learner.motion_query.backbone.name} of width "
+            f"{learner.motion_query.backbone.width}; terms {', '.join(learner.weights)}")
+    for note in (*training.notes, *learner.notes):
         say(f"note     {note}")
     if provenance["init"]:
         say(f"init     {provenance['init']['file']}, SHA-256 {provenance['init']['sha256']}")
-    elif model.backbone != "r2plus1d_tiny" and not first:
+    elif not maclr and model.backbone != "r2plus1d_tiny" and not first:
         say("note     without --init: the paper's numbers start from ImageNet MoCo weights and are out of reach")
-
-
-def worker_count(run: RunTraining) -> int:
-    """Loader processes of this rank: as set, or one a core that training leaves, at most 8."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return run.workers if run.workers >= 0 else max(0, min(8, cores - 1))
 
 
 def is_due(done: int, schedule: Schedule, run: RunTraining) -> bool:

@@ -29,12 +29,13 @@ class Queue(nn.Module):
     """The newest K keys of all ranks and the videos that they came from (METHOD 1.3): buffers of the checkpoint.
 
     It starts with random keys of length 1, whose id is -1: they are negatives like all others, of no video.
+    parts: embeddings a key, one a head, side by side.
     """
 
-    def __init__(self, size: int, dim: int, seed: int):
+    def __init__(self, size: int, dim: int, seed: int, parts: int = 1):
         super().__init__()
-        keys = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("keys", F.normalize(keys, dim=1))                   # (K, D)
+        keys = torch.randn(size, parts, dim, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("keys", F.normalize(keys, dim=2).flatten(1))        # (K, parts * D)
         self.register_buffer("ids", torch.full((size,), -1))                     # (K,)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))      # the oldest, next to go
 
@@ -170,9 +171,7 @@ class Learner(nn.Module):
         if self.aligns and self.shuffle.group == 1 and settings.alignment.variant != "v1":
             raise RequestError("one clip shares its BN statistics with no other, which makes every channel weight of "
                                "the alignment zero (METHOD 1.4); set a larger batch")
-        self.query = Encoder(make_backbone(), self.heads, model.hidden, model.dim, model.precision == "bf16")
-        if self.shuffle.mode == "split":
-            split_batch_norm(self.query, self.shuffle.group)
+        self.query = self._encoder(make_backbone(), self.heads)
         self.key = momentum_twin(self.query)
         self.classifier = nn.Linear(3 * model.dim, 2) if "order" in self.heads else None
         self.queue = Queue(contrast.queue, model.dim, seed)
@@ -187,13 +186,24 @@ class Learner(nn.Module):
             heads.append("order")
         return heads
 
+    def _encoder(self, backbone: Backbone, heads: Sequence[str]) -> Encoder:
+        model = self.settings.model
+        encoder = Encoder(backbone, heads, model.hidden, model.dim, model.precision == "bf16")
+        return split_batch_norm(encoder, self.shuffle.group) if self.shuffle.mode == "split" else encoder
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the choices that were made here."""
+        return [self.shuffle.note] if self.shuffle.note else []
+
     def compile(self, part: str = "body") -> None:
-        """Compile both encoders' bodies, up to h. Raises RequestError for any other part of the learner."""
+        """Compile all encoders' bodies, up to h. Raises RequestError for any other part of the learner."""
         if part != "body":
             raise RequestError(f"compile {part!r}: only 'body' may be compiled; the alignment loss differentiates what "
                                "follows h twice, which torch.compile does not support")
-        for encoder in (self.query, self.key):
-            encoder.compile_body()
+        for encoder in self.modules():
+            if isinstance(encoder, Encoder):
+                encoder.compile_body()
 
     def forward(self, views: Views, progress: float, epoch: int) -> dict[str, Tensor]:
         """progress: epoch / epochs, in [0, 1); epoch: counted from 0.
@@ -236,13 +246,19 @@ class Learner(nn.Module):
     def _encode_keys(self, views: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Embeddings (B, D) of k1 (and k2, k3) by head, from the key encoder after its update (EMA before the keys)."""
         momentum_update(self.key, self.query, self.settings.contrast.momentum)
-        step, keys = int(self.step), []
+        keys = []
         for number, x in enumerate(views):
             heads = [name for name in self.heads if name != "order" or number > 0]
-            rows = self.shuffle.encode(lambda x: torch.cat(list(self.key(x, heads)[0].values()), 1), x, step, number)
-            keys.append(dict(zip(heads, rows.chunk(len(heads), 1))))
+            keys.append(self._encode_key(self.key, x, heads, number))
         self.step += 1
         return keys
+
+    def _encode_key(self, encoder: Encoder, x: Tensor, heads: Sequence[str], number: int) -> dict[str, Tensor]:
+        """Embeddings (B, D) of one key's view by head, its BN among other companions; number: of the view."""
+        def encode(x: Tensor) -> Tensor:
+            return torch.cat(list(encoder(x, heads)[0].values()), 1)
+        rows = self.shuffle.encode(encode, x, int(self.step), number)
+        return dict(zip(heads, rows.chunk(len(heads), 1)))
 
     def _alignment_weight(self, epoch: int) -> float:
         """The setting, doubled in the first `double_epochs` epochs (released code: 5)."""

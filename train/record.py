@@ -78,7 +78,7 @@ class Record:
                 self.board.add_scalar(name, value, row["step"])
 
     def picture(self, learner: Learner, views: Views, step: int) -> None:
-        self.board.add_image("query, motion target, Grad-CAM, keys", picture(learner, views), step)
+        self.board.add_image("query, motion, Grad-CAM, keys", picture(learner, views), step)
 
     def __enter__(self) -> "Record":
         return self
@@ -110,8 +110,9 @@ class Meter:
 
 @torch.no_grad()
 def picture(learner: Learner, views: Views) -> Tensor:
-    """(3, H, W) in [0, 1]: a row a clip; the query's middle frame, its S-motion target where there is one, the Grad-CAM
-    of its similarity to k1, and the middle frame of every key. Each map is shown over its own largest value.
+    """(3, H, W) in [0, 1]: a row a clip; the query's middle frame, its S-motion target or mean motion input where there
+    is one, the Grad-CAM of its similarity to k1, and the middle frame of every key. Each map is shown over its own
+    largest value.
 
     Nothing of the learner moves: both encoders run in eval mode, on few clips.
     """
@@ -126,6 +127,8 @@ def picture(learner: Learner, views: Views) -> Tensor:
     columns = [middle_frame(query)]
     if views.motion is not None:
         columns.append(coloured(views.motion[:SHOWN].mean(1), size))
+    if views.motion_clips is not None:
+        columns.append(coloured(views.motion_clips[0][:SHOWN].abs().mean((1, 2)), size))
     columns += [coloured(cam, size), *map(middle_frame, keys)]
     tiles = torch.stack(columns, 1)                                              # (clips, columns, 3, S, S)
     tiles = tiles.repeat_interleave(-(-SIDE // size), 3).repeat_interleave(-(-SIDE // size), 4)

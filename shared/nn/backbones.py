@@ -11,6 +11,8 @@ BACKBONES = {
     "s3d_stride8": (inception.s3d_stride8, 64),
     "r2d_50": (resnet.r2d_50, 64),
     "i2d": (inception.i2d, 64),
+    "slow_50": (resnet.slow_50, 64),
+    "slow_tiny": (resnet.slow_tiny, 12),
     "r2plus1d_18": (resnet.r2plus1d_18, 64),
     "r3d_18": (resnet.r3d_18, 64),
     "r2plus1d_tiny": (resnet.r2plus1d_tiny, 12),

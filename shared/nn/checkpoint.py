@@ -1,7 +1,9 @@
 """Checkpoints: written whole or not at all, read without executing anything that they hold (weights_only).
 
 A checkpoint is a dictionary: `format`, `pipeline`, `recipe`, `run`, `step`, `epoch`, `learner` (both encoders, heads,
-queues with pointers), `optimizer`, `scheduler`, `sampler`, `rng` (one entry a rank), `provenance`.
+queues with pointers), `optimizer`, `scheduler`, `sampler`, `rng` (one entry a rank), `provenance`. What fine-tuning
+leaves is smaller: `format`, `kind` ("finetuned"), `recipe`, `backbone`, `head`, `classes`, `request` (what decided the
+numbers), `curve`, `provenance`.
 """
 
 import os
@@ -9,6 +11,7 @@ import pickle
 import random
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,8 @@ FORMAT = 1
 BACKBONE = "query.backbone."     # the encoder that is evaluated, inside `learner`
 KEYS = ("format", "pipeline", "recipe", "run", "step", "epoch", "learner", "optimizer", "scheduler", "sampler", "rng",
         "provenance")
+FINETUNED = "finetuned"
+FINETUNED_KEYS = ("format", "kind", "recipe", "backbone", "head", "classes", "request", "curve", "provenance")
 STEP_NAME = re.compile(r"step-(\d{8})\.pt")
 
 
@@ -43,7 +48,13 @@ def save(path: Path, state: dict) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict:
-    """A checkpoint of ours, every checksum verified. Raises RequestError, in one line, for anything else."""
+    """A checkpoint of train/main.py, every checksum verified. Raises RequestError, in one line, for anything else."""
+    return read(path, device, KEYS)
+
+
+def read(path: Path, device: torch.device | str = "cpu", keys: tuple[str, ...] = ()) -> dict:
+    """A dictionary that `save` wrote, every checksum verified. Raises RequestError, in one line, for anything else, and
+    where it lacks one of `keys`."""
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -59,7 +70,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
             raise
         raise RequestError(f"{path} is no checkpoint of motionpack, or is damaged ({type(error).__name__}); expected a "
                            "file that train/main.py wrote, such as RUN/last.pt") from None
-    missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
+    state = state if isinstance(state, dict) else {}
+    return _whole(state, keys, path) if keys else state
+
+
+def _whole(state: dict, keys: tuple[str, ...], path: Path) -> dict:
+    missing = [key for key in keys if key not in state]
     if missing:
         raise RequestError(f"{path} is no checkpoint of motionpack: it has no {', '.join(missing)}; expected a file "
                            "that train/main.py wrote, such as RUN/last.pt")
@@ -69,18 +85,52 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def load_backbone(path: Path, device: torch.device | str = "cpu") -> tuple[Backbone, dict]:
-    """The trained query backbone in eval mode, and where it comes from.
+    """The trained query backbone, or a fine-tuned one, in eval mode, and where it comes from.
 
     Returns the backbone and a dictionary: the checkpoint's provenance with `pipeline`, `recipe`, `step`, `epoch`.
     Raises RequestError, in one line, for a damaged or a foreign file.
     """
-    state = load(path, device)
+    state = read(path, device)
+    if state.get("kind") == FINETUNED:
+        found = _finetuned(state, path, device)
+        return found.backbone, {**found.provenance, "recipe": found.recipe}
+    state = _whole(state, KEYS, path)
     model = recipe_of(state, path).model
     backbone = build_backbone(model.backbone, model.width)
     weights = {key.removeprefix(BACKBONE): value for key, value in state["learner"].items() if key.startswith(BACKBONE)}
     load_weights(backbone, weights, path)
     known = {key: state[key] for key in ("pipeline", "recipe", "step", "epoch")}
     return backbone.to(device).eval(), {**state["provenance"], **known}
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A supervised classifier: backbone in eval mode, head (features -> K), the K classes' names in its order."""
+
+    backbone: Backbone
+    head: torch.nn.Linear
+    classes: list[str]
+    recipe: dict
+    provenance: dict
+
+
+def load_finetuned(path: Path, device: torch.device | str = "cpu") -> Finetuned:
+    """What fine-tuning left in `path` (RUN's finetuned.pt). Raises RequestError, in one line, for anything else."""
+    state = read(path, device)
+    if state.get("kind") != FINETUNED:
+        raise RequestError(f"{path} holds no classifier; expected a finetuned.pt of `evaluate.run --protocol finetune`")
+    return _finetuned(state, path, device)
+
+
+def _finetuned(state: dict, path: Path, device) -> Finetuned:
+    state = _whole(state, FINETUNED_KEYS, path)
+    model, weights = state["recipe"]["model"], state["head"]
+    backbone = build_backbone(model["backbone"], model["width"])
+    load_weights(backbone, state["backbone"], path)
+    head = torch.nn.Linear(backbone.features, len(state["classes"]))
+    load_weights(head, weights, path)
+    return Finetuned(backbone.to(device).eval(), head.to(device).eval(), list(state["classes"]), state["recipe"],
+                     state["provenance"])
 
 
 def recipe_of(state: dict, path: Path) -> Pretraining:

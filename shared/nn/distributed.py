@@ -4,12 +4,14 @@ W ranks (`world.size`), B rows a rank. Everything works with one process, where 
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from shared.cli import RequestError
 
@@ -72,6 +74,31 @@ def close_world(world: World) -> None:
     """Leave the process group; nothing to do for one process."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def parallel(module: nn.Module, world: World) -> nn.Module:
+    """The module with its gradients averaged over the ranks; each rank's BN statistics are its own.
+
+    DDP rebuilds its buckets after the first step, which changes the order in which gloo adds up three ranks or more; a
+    resumed run has another first step, so there it is kept from that (by looking for unused parameters).
+    """
+    if world.size == 1:
+        return module
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")    # channels-last, one copy
+    return DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True,
+                                   find_unused_parameters=world.device.type == "cpu" and world.size > 2)
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module, world: World) -> None:
+    """BN's running statistics become their mean over the ranks. One transfer."""
+    if world.size == 1:
+        return
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(flat)
+    for buffer, mean in zip(buffers, (flat / world.size).split([buffer.numel() for buffer in buffers])):
+        buffer.copy_(mean.view_as(buffer))
 
 
 @torch.no_grad()

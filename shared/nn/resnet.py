@@ -42,11 +42,11 @@ class Block(nn.Module):
 
 
 class Bottleneck(Block):
-    """1x1x1, 1x3x3 and (where `temporal`) 3x1x1 of the same width with nothing between, 1x1x1."""
+    """1x1x1, or `first` x1x1, then 1x3x3 and (where `temporal`) 3x1x1 of the same width with nothing between, 1x1x1."""
 
-    def __init__(self, inputs: int, width: int, stride: Stride, temporal: bool):
+    def __init__(self, inputs: int, width: int, stride: Stride, temporal: bool = False, first: int = 1):
         super().__init__(inputs, width * EXPANSION, stride)
-        self.conv1 = Conv(inputs, width, (1, 1, 1))
+        self.conv1 = Conv(inputs, width, (first, 1, 1))
         self.bn1 = nn.BatchNorm3d(width)
         self.conv2 = Conv(width, width, (1, 3, 3), stride)
         self.temporal2 = Conv(width, width, (3, 1, 1)) if temporal else nn.Identity()
@@ -140,15 +140,30 @@ def resnet_50(name: str, width: int, frames: bool) -> ResNet:
     """
     time = 1 if frames else 4
     stem = stem_of(Conv(3, width, (time, 7, 7), (time, 2, 2), (0, 3, 3)), width, pool=True)
+    stages = bottlenecks(width, (3, 4, 6, 3), temporal=not frames)
+    return ResNet(name, width, stem, stages, stages[-1][-1].conv3.out_channels, frames)
+
+
+def bottlenecks(width: int, depths: Sequence[int], temporal: bool = False,
+                first: Sequence[int] = (1, 1, 1, 1)) -> list[list[Bottleneck]]:
+    """Stages of bottlenecks; no stride in time. first: temporal size of each stage's first convolutions."""
     stages, inputs = [], width
-    for i, depth in enumerate((3, 4, 6, 3)):
+    for i, (depth, size) in enumerate(zip(depths, first)):
         planes, blocks = width << i, []
         for j in range(depth):
             stride = (1, 2, 2) if i and not j else (1, 1, 1)
-            blocks.append(Bottleneck(inputs, planes, stride, temporal=not frames))
+            blocks.append(Bottleneck(inputs, planes, stride, temporal, size))
             inputs = planes * EXPANSION
         stages.append(blocks)
-    return ResNet(name, width, stem, stages, inputs, frames)
+    return stages
+
+
+def slow(name: str, width: int, depths: Sequence[int], first: Sequence[int], pool: bool) -> ResNet:
+    """MaCLR's pathways (METHOD 2, reconstruction): a stem of 5x7x7, then SlowFast's Slow-only bottlenecks, whose first
+    convolution alone sees time; nothing strides or pools in time."""
+    stages = bottlenecks(width, depths, first=first)
+    stem = stem_of(Conv(3, width, (5, 7, 7), (1, 2, 2)), width, pool)
+    return ResNet(name, width, stem, stages, stages[-1][-1].conv3.out_channels)
 
 
 def basic(name: str, width: int, convolution: Callable[..., nn.Module], strides: Sequence[Stride],
@@ -174,6 +189,18 @@ def r2plus1d_50(width: int) -> ResNet:
 
 def r2d_50(width: int) -> ResNet:
     return resnet_50("r2d_50", width, frames=True)
+
+
+def slow_50(width: int) -> ResNet:
+    """Slow-only ResNet-50, temporal kernels 5, 1, 1, 3, 3: (B, 3, 8, 224, 224) -> h (B, 2048, 8, 7, 7) at width 64;
+    the motion pathway is the same at width 8: (B, 3, 16, 224, 224) -> h (B, 256, 16, 7, 7)."""
+    return slow("slow_50", width, (3, 4, 6, 3), (1, 1, 3, 3), pool=True)
+
+
+def slow_tiny(width: int) -> ResNet:
+    """Ours, for small machines: three bottlenecks, temporal kernels 5, 1, 3, 3 and no pool; (B, 3, 4, 48, 48) ->
+    h (B, 192, 4, 6, 6) at width 12."""
+    return slow("slow_tiny", width, (1, 1, 1), (1, 3, 3), pool=False)
 
 
 def r2plus1d_18(width: int) -> ResNet:

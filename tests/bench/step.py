@@ -1,11 +1,13 @@
-"""What the alignment costs: the MCL step beside the seco-ta-sa and the MoCo step, same network, same batch.
+"""What the alignment costs: the MCL step beside the seco-ta-sa and the MoCo step, same network, same batch; or what the
+motion pathway costs: the MaCLR step beside the visual-only one.
 
-    python tests/bench/step.py [--scale tiny reduced full] [--repeats N] [--device cpu|cuda]
+    python tests/bench/step.py [--maclr] [--scale tiny reduced full] [--repeats N] [--device cpu|cuda]
 
 Forward, backward and update on views made beforehand; the pipelines take turns, and ratios are medians over the turns
 (first and third quartile beside them). On the CPU CPU seconds count, which others on the machine disturb least, and on
 one thread, whose waiting does not count as work; on CUDA wall seconds. tiny: as the tiny pipelines; reduced:
-r2plus1d_50 at a quarter of its width, 16x112x112, 8 clips; full: as the pipelines but for the batch (CUDA alone).
+r2plus1d_50 (MaCLR: slow_50 and its motion pathway) at a quarter of its width, 112x112, 8 clips; full: as the pipelines
+but for the batch (CUDA alone).
 """
 
 import argparse
@@ -18,18 +20,21 @@ from shared.nn.backbones import build_backbone
 from shared.nn.distributed import World, choose_device
 from shared.pretraining import Pretraining, load_training
 from shared.views import Views
+from train.maclr import MaCLR
 from train.moco import Learner
 
-PIPELINES = "seco-ta-sa", "mcl", "moco-ta-sa"
+PIPELINES = "seco-ta-sa", "mcl", "moco-ta-sa"          # the first is what the others are measured by
+MACLR = "maclr-visual", "maclr", "maclr-narrow", "maclr-wide", "maclr-mm"
 SCALES = {
     "tiny": ("-tiny", ()),
     "reduced": ("", ("model.width=16", "size=112", "batch=8", "bn_group=4", "queue=8192", "precision=float32")),
-    "full": ("", ("queue=131072",)),
+    "full": ("", ()),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--maclr", action="store_true", help="MaCLR and its ablations")
     parser.add_argument("--scale", nargs="*", choices=SCALES, help="default: tiny and reduced; on CUDA full")
     parser.add_argument("--repeats", type=int, default=0, help="turns (default: 60 tiny, 12 otherwise)")
     parser.add_argument("--batch", type=int, default=16, help="clips of the full scale (default 16)")
@@ -43,15 +48,25 @@ def main() -> None:
     for scale in args.scale or (("full",) if device.type == "cuda" else ("tiny", "reduced")):
         suffix, settings = SCALES[scale]
         settings = [*settings, f"batch={args.batch}"] if scale == "full" else settings
-        recipes = {name: load_training(name + suffix, settings).recipe for name in PIPELINES}
+        recipes = {}
+        for name in MACLR if args.maclr else PIPELINES:
+            recipe = load_training(name + suffix, settings).recipe
+            if scale == "reduced" and recipe.maclr:
+                width = max(1, recipe.maclr.motion_width // 4)
+                recipe = load_training(name, [*settings, f"motion_width={width}"]).recipe
+            recipes[name] = recipe
         measure(scale, recipes, device, args.repeats or (60 if scale == "tiny" else 12))
 
 
 def random_views(recipe: Pretraining, shape: tuple[int, int, int], device: torch.device) -> Views:
     batch, side, length = recipe.optimise.batch, recipe.sampling.size, recipe.sampling.geometry.length
     clips = [torch.randn(batch, 3, length, side, side, device=device) for _ in range(1 + recipe.sampling.keys)]
+    second = None
+    if recipe.maclr and recipe.maclr.reads:
+        second = tuple(torch.rand(2, batch, 3, recipe.maclr.geometry.length, side, side, device=device))
     return Views(query=clips[0], keys=tuple(clips[1:]), motion=torch.rand(batch, *shape, device=device),
-                 ids=torch.arange(batch, device=device), order=torch.arange(batch, device=device) % 2)
+                 ids=torch.arange(batch, device=device), order=torch.arange(batch, device=device) % 2,
+                 motion_clips=second)
 
 
 class Stepper:
@@ -60,8 +75,9 @@ class Stepper:
     def __init__(self, recipe: Pretraining, device: torch.device):
         torch.manual_seed(0)
         self.device = device
-        self.learner = Learner(lambda: build_backbone(recipe.model.backbone, recipe.model.width), recipe,
-                               World(device=device)).to(device)
+        method = MaCLR if recipe.maclr else Learner
+        self.learner = method(lambda: build_backbone(recipe.model.backbone, recipe.model.width), recipe,
+                              World(device=device)).to(device)
         self.optimizer = torch.optim.SGD([p for p in self.learner.parameters() if p.requires_grad], 1e-3, momentum=0.9)
         shape = self.learner.query.backbone.h_shape(recipe.sampling.geometry.length, recipe.sampling.size)[1:]
         self.views = random_views(recipe, shape, device)
@@ -80,7 +96,7 @@ class Stepper:
 
 def measure(scale: str, recipes: dict[str, Pretraining], device: torch.device, repeats: int) -> None:
     steppers = {name: Stepper(recipe, device) for name, recipe in recipes.items()}
-    recipe = recipes["mcl"]
+    reference, recipe = next(iter(recipes.items()))
     length, side = recipe.sampling.geometry.length, recipe.sampling.size
     print(f"\n{scale}: {recipe.model.backbone}, {recipe.optimise.batch} clips of {length}x{side}x{side}, "
           f"{recipe.model.precision}, {repeats} turns")
@@ -92,14 +108,14 @@ def measure(scale: str, recipes: dict[str, Pretraining], device: torch.device, r
         names = list(steppers)
         for name in names[turn % len(names):] + names[:turn % len(names)]:
             seconds[name].append(steppers[name].step())
-    base = seconds["seco-ta-sa"]
-    print(f"{'pipeline':>12} {'step, ms':>9} {'clips/s':>8} {'over seco-ta-sa':>16}   quartiles")
+    base = seconds[reference]
+    print(f"{'pipeline':>12} {'step, ms':>9} {'clips/s':>8} {f'over {reference}':>17}   quartiles")
     for name, times in seconds.items():
         ratios = [time / reference for time, reference in zip(times, base)]
         first, middle, third = statistics.quantiles(ratios, n=4)
         step = statistics.median(times)
         rate = recipe.optimise.batch / step
-        print(f"{name:>12} {step * 1e3:>9.1f} {rate:>8.1f} {middle:>16.3f}   {first:.3f} to {third:.3f}")
+        print(f"{name:>12} {step * 1e3:>9.1f} {rate:>8.1f} {middle:>17.3f}   {first:.3f} to {third:.3f}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 from shared.clips import ClipGeometry, ClipIndexer
 from shared.motion import t_motion, zero_border
-from shared.pretraining import Augment, Sampling
+from shared.pretraining import Augment, Maclr, Sampling
 from shared.recipe import pack_recipe_hash, recipe_hash
 from shared.store.index import publish
 from shared.store.packs import PackWriter
@@ -18,6 +18,9 @@ SAMPLING = Sampling(clip="4x2", size=24, ta=True, ta_probability=1.0, ta_scope="
                     area_min=0.2, area_max=1.0, aspect_min=0.75, aspect_max=4 / 3, cover=0.8, keys=3)
 AUGMENT = Augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, grey_p=0.2, blur_p=0.5,
                   blur_min=0.1, blur_max=2.0, flip_p=0.5)
+MACLR = Maclr(motion_input="edges", motion_clip="8x1", motion_backbone="slow_tiny", motion_width=2, edges_max=10.0,
+              flow_max=20.0, vm=True, mv=True, mm=False, cross_weight=1.0, pairs="same", shared_heads=False,
+              shift_min_s=0.5, shift_max_s=10.0)
 
 
 @pytest.fixture(scope="session")
@@ -33,18 +36,27 @@ def augment():
 
 
 @pytest.fixture(scope="session")
-def write_clip_store():
-    """write_clip_store(path, videos, geometries=("4x2",), step=2) -> path.
+def maclr():
+    """maclr(motion_input="flow", ...) -> Maclr: a motion clip of 8x1 beside the visual 4x2, but for what is named."""
+    return lambda **changes: replace(MACLR, **changes)
 
-    videos: {id: (rgb (T, H, W, 3) uint8, maps (T, h, w) float32, splits)}; one pack a frame size.
+
+@pytest.fixture(scope="session")
+def write_clip_store():
+    """write_clip_store(path, videos, geometries=("4x2",), step=2, fps=0.0, second={}) -> path.
+
+    videos: {id: (rgb (T, H, W, 3) uint8, maps (T, h, w) float32, splits)}; one pack a frame size. second:
+    {id: {"edges": (T, 2, H/2, W/2) float32, "flow": alike}}, for all videos or none.
     """
-    def write(path, videos, geometries=("4x2",), step=2):
+    def write(path, videos, geometries=("4x2",), step=2, fps=0.0, second=None):
+        second = second or {}
+        kept = {name: any(name in arrays for arrays in second.values()) for name in ("edges", "flow")}
         recipe = {"flow": {"backend": "cpu"}, "motion": {"border_px": 8},
                   "clips": {"geometries": list(geometries), "step": step},
-                  "packs": {"jpeg_quality": 85, "edges": False, "flow": False}}
+                  "packs": {"jpeg_quality": 85, **kept}}
         parsed, packs, rows = [ClipGeometry.parse(text) for text in geometries], [], []
         for size in sorted({rgb.shape[1:3] for rgb, _, _ in videos.values()}):
-            writer = PackWriter(path, "p{}x{}".format(*size), size, geometries=parsed,
+            writer = PackWriter(path, "p{}x{}".format(*size), size, geometries=parsed, **kept,
                                 attributes={"backend": "cpu", "recipe_hash": pack_recipe_hash(recipe)})
             for name, (rgb, maps, splits) in videos.items():
                 if rgb.shape[1:3] != size:
@@ -56,8 +68,8 @@ def write_clip_store():
                     indexer.append(bordered, t_motion(bordered))
                     clips[str(geometry)] = indexer.finish()
                 writer.begin_video()
-                writer.append(rgb, maps, t_motion(bordered))
-                writer.end_video(VideoRow(name, f"{name}.mp4", class_name=name[0], splits=splits), clips)
+                writer.append(rgb, maps, t_motion(bordered), **second.get(name, {}))
+                writer.end_video(VideoRow(name, f"{name}.mp4", class_name=name[0], splits=splits, fps=fps), clips)
             row, videos_of_pack = writer.commit()
             packs.append(row)
             rows += videos_of_pack

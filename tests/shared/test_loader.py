@@ -35,7 +35,7 @@ def data(store, sampling, augment):
 
 def content(batch):
     """A batch's bytes, copied out of the ring."""
-    crops, motion = batch.arrays()
+    crops, motion, _ = batch.arrays()
     return (batch.epoch, batch.step, batch.ids.tolist(), batch.order.tolist(), batch.views.tobytes(),
             [[crop.numpy().tobytes() for crop in row] for row in crops], [maps.numpy().tobytes() for maps in motion])
 
@@ -134,7 +134,7 @@ def test_workers_change_nothing(data):
 def test_a_batch_is_its_videos_samples(data, store, sampling, augment):
     with Loader(data, sampler := Sampler(len(data), 6, seed=1), 2) as loader:
         for batch, _ in zip(loader, range(4)):
-            crops, motion = batch.arrays()
+            crops, motion, _ = batch.arrays()
             assert batch.ids.tolist() == sampler.numbers(batch.epoch, batch.step).tolist()
             for i, number in enumerate(batch.ids.tolist()):
                 sample = data.sample(number, batch.epoch)
@@ -143,7 +143,7 @@ def test_a_batch_is_its_videos_samples(data, store, sampling, augment):
                 assert np.array_equal(motion[i], sample.motion)
     without = ClipData([store], sampling(keys=1), augment(), motion=False)
     for batch, _ in zip(Loader(without, Sampler(len(without), 6)), range(2)):
-        crops, motion = batch.arrays()
+        crops, motion, _ = batch.arrays()
         assert motion is None and [len(row) for row in crops] == [2] * 6 and not batch.order.any()
 
 
@@ -212,7 +212,7 @@ def test_damage_in_mid_training_stops_with_pack_and_video(tmp_path, make_clip_st
 
 def test_a_killed_worker_stops_the_run(data):
     before = set(psutil.Process().children())
-    with pytest.raises(Stopped, match="a loader worker died: DataLoader worker .*--resume auto"):
+    with pytest.raises(Stopped, match="a loader worker died: DataLoader worker .*lower --set workers"):
         for batch in Loader(data, Sampler(len(data), 4), 2):
             workers = set(psutil.Process().children()) - before
             if batch.epoch == 1:
@@ -332,7 +332,7 @@ def test_pinned_copies_equal_the_hosts(data):
     with Loader(data, Sampler(len(data), 6), 2, "cuda") as loader:
         for batch, _ in zip(loader, range(6)):
             assert all(slot.is_pinned() for _, slot in batch.parts)
-            (crops, motion), (there, maps) = batch.arrays(), batch.arrays("cuda")
+            (crops, motion, _), (there, maps, _) = batch.arrays(), batch.arrays("cuda")
             for row, copies in zip(crops, there):
                 assert all(torch.equal(crop, copy.cpu()) for crop, copy in zip(row, copies))
             assert all(torch.equal(one, other.cpu()) for one, other in zip(motion, maps))

@@ -5,19 +5,24 @@ import re
 import pytest
 
 from shared.cli import RequestError
-from shared.pretraining import TERMS, build_recipe, load_training
+from shared.pretraining import build_recipe, load_training
+from shared.pretraining_checks import TERMS
 from shared.settings import differences, load_document, pipelines_path
 
 FULL = ("moco", "seco", "seco-ta", "seco-sa", "seco-ta-sa", "moco-ta-sa", "mcl-t", "mcl-s", "mcl-st", "mcl", "mcl-v1",
         "mcl-v2", "mcl-moco")
+MACLR = ("maclr", "maclr-visual", "maclr-flow", "maclr-difference", "maclr-vm", "maclr-mm", "maclr-narrow",
+         "maclr-wide", "maclr-ta-sa")
 SCALE = {"sampling.clip", "sampling.size", "augment.jitter_p", "augment.grey_p", "augment.blur_p", "model.backbone",
          "model.hidden", "model.precision", "contrast.queue", "contrast.momentum", "alignment.weight",
-         "optimise.epochs", "optimise.steps", "optimise.batch", "optimise.lr", "optimise.warmup_epochs"}
+         "optimise.epochs", "optimise.steps", "optimise.batch", "optimise.lr", "optimise.warmup_epochs",
+         "maclr.motion_clip", "maclr.motion_backbone", "maclr.motion_width"}
 
 
 def test_every_name_and_its_tiny_twin_load():
-    assert set(load_document()["pipelines"]) == {*FULL, *(f"{name}-tiny" for name in FULL)}
-    for name in (*FULL, *(f"{name}-tiny" for name in FULL)):
+    names = *FULL, *MACLR
+    assert set(load_document()["pipelines"]) == {*names, *(f"{name}-tiny" for name in names)}
+    for name in (*names, *(f"{name}-tiny" for name in names)):
         training = load_training(name)
         assert build_recipe(training.recipe.to_dict()) == training.recipe
         assert training.notes == () and training.about
@@ -25,10 +30,11 @@ def test_every_name_and_its_tiny_twin_load():
 
 def test_every_entry_says_how_to_run_it_how_long_and_what_to_expect():
     lines = pipelines_path().read_text().splitlines()
+    lines = lines[lines.index("pipelines:"):]                                    # recipes of stores bear names alike
     for name, entry in load_document()["pipelines"].items():
         above = lines[next(i for i, line in enumerate(lines) if re.match(rf"  {name}:", line)) - 1]
         assert f" train/main.py --pipeline {name} --store STORE --run runs/{name}" in above
-        assert re.search("minute|day", entry["about"])
+        assert re.search("minute|day|week", entry["about"])
         assert re.search(r"SVM \d|no score in the paper|accuracy 0\.\d", entry["about"])
 
 
@@ -59,10 +65,65 @@ def test_the_rows_of_tables_1_and_2(name):
     assert (r.contrast.queue, r.contrast.temperature, r.contrast.momentum) == (131072, 0.1, 0.999)
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", [*FULL, *MACLR])
 def test_a_twin_differs_in_scale_alone(name):
     full, tiny = load_training(name).recipe.to_dict(), load_training(f"{name}-tiny").recipe.to_dict()
     assert {line.split(":")[0] for line in differences(full, tiny)} <= SCALE
+
+
+def test_maclr_is_what_method_2_says():
+    r = load_training("maclr").recipe
+    assert (r.model.backbone, r.model.width, r.model.hidden, r.model.dim) == ("slow_50", 0, 2048, 128)
+    assert (r.sampling.clip, r.sampling.size, r.sampling.keys, r.sampling.ta, r.sampling.sa) == ("8x8", 224, 1, False,
+                                                                                               False)
+    assert (r.contrast.inter, r.contrast.queue, r.contrast.temperature, r.contrast.momentum) == (1.0, 65536, 0.1, 0.999)
+    m = r.maclr
+    assert (m.motion_input, m.motion_clip, m.motion_backbone, m.motion_width) == ("edges", "16x4", "slow_50", 8)
+    assert (m.vm, m.mv, m.mm, m.cross_weight) == (True, True, False, 1.0)
+    assert (m.edges_max, m.flow_max, m.shift_min_s, m.shift_max_s) == (10.0, 20.0, 0.5, 10.0)
+    o = r.optimise
+    assert (o.batch, o.lr, o.warmup_epochs, o.epochs, o.momentum, o.weight_decay) == (512, 0.4, 10, 200, 0.9, 1e-4)
+
+
+@pytest.mark.parametrize("name, changed", [
+    ("maclr-visual", {"maclr.vm", "maclr.mv"}), ("maclr-flow", {"maclr.motion_input"}),
+    ("maclr-difference", {"maclr.motion_input"}), ("maclr-vm", {"contrast.inter"}), ("maclr-mm", {"maclr.mm"}),
+    ("maclr-narrow", {"maclr.motion_width"}), ("maclr-wide", {"maclr.motion_width"}),
+    ("maclr-ta-sa", {"sampling.ta", "sampling.sa"})])
+def test_an_ablation_of_maclr_changes_that_alone(name, changed):
+    for suffix in ("", "-tiny"):
+        base, other = (load_training(f"{n}{suffix}").recipe.to_dict() for n in ("maclr", name))
+        assert {line.split(":")[0] for line in differences(base, other)} == changed
+    assert load_training("maclr-narrow").recipe.maclr.motion_width < 8 < load_training(
+        "maclr-wide").recipe.maclr.motion_width
+
+
+@pytest.mark.parametrize("settings, message", [
+    (["motion_input=edge"], "did you mean 'edges'"),
+    (["motion_inputs=flow"], "did you mean 'motion_input'"),
+    (["motion_clip=16x2"], "maclr.motion_clip is 16x2, 32 frames, and sampling.clip 8x8, 64 frames"),
+    (["motion_clip=16y4"], "maclr.motion_clip: clip geometry '16y4'; expected LxS"),
+    (["clip=16x8"], "expected the same time: set both"),
+    (["keys=3"], "MaCLR takes one key, shifted in time: set keys=1"),
+    (["variant=v3"], "MaCLR has no alignment loss"),
+    (["inter=0", "vm=false"], "nothing would train the visual pathway"),
+    (["inter=0", "cross_weight=0"], "nothing would train the visual pathway"),
+    (["pairs=sam"], "did you mean 'same'"),
+    (["shift_max_s=0.1"], "maclr.shift_max_s is 0.1; expected at least 0.5"),
+    (["edges_max=0"], "maclr.edges_max is 0.0; expected above 0"),
+    (["cross_weight=-1"], "maclr.cross_weight is -1.0; expected at least 0"),
+    (["intra=1"], "need three keys"),
+])
+def test_mistakes_of_maclr_are_named(settings, message):
+    with pytest.raises(RequestError, match=re.escape(message)):
+        load_training("maclr", settings)
+
+
+def test_the_sections_of_one_method_are_not_the_others():
+    with pytest.raises(RequestError, match="'motion_input' is no setting"):
+        load_training("mcl", ["motion_input=flow"])
+    assert "maclr" not in load_training("mcl").recipe.to_dict()                  # checkpoints of MCL stay as they were
+    assert load_training("maclr-visual", ["clip=16x4"]).recipe.maclr.reads is False
 
 
 @pytest.mark.parametrize("settings, message", [

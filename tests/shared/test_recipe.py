@@ -68,6 +68,14 @@ def test_the_maclr_recipe_differs_only_in_what_it_keeps():
     assert recipe.recipe_hash(motion) != recipe.recipe_hash(maclr)
 
 
+def test_the_tiny_maclr_recipe_holds_what_every_tiny_maclr_pipeline_reads():
+    pipeline = recipe.load_pipeline("synthetic", "maclr-tiny")
+    assert pipeline.recipe.clips.geometries == ("16x2", "4x4")
+    assert pipeline.recipe.packs.edges and pipeline.recipe.packs.flow
+    with_flow = recipe.load_pipeline("folder", "maclr", ["flow=true"]).recipe.packs
+    assert with_flow.edges and with_flow.flow
+
+
 def test_unknown_dataset_and_recipe():
     with pytest.raises(RequestError, match="did you mean 'kinetics400'"):
         recipe.load_pipeline("kinetics40")

@@ -23,14 +23,25 @@ RECIPE = {
                  "warmup_epochs": 0, "warmup_from": 0.01, "seed": 5},
 }
 
+MACLR = {
+    "motion_input": "edges", "motion_clip": "8x2", "motion_backbone": "slow_tiny", "motion_width": 1, "edges_max": 10.0,
+    "flow_max": 20.0, "vm": True, "mv": True, "mm": False, "cross_weight": 0.5, "pairs": "same", "shared_heads": False,
+    "shift_min_s": 0.5, "shift_max_s": 10.0,
+}
+BASE = {"sampling.keys": 1, "sampling.clip": "4x4", "model.backbone": "slow_tiny", "model.width": 2,
+        "contrast.intra": 0.0, "contrast.order": 0.0, "contrast.queue": 20, "alignment.variant": "none"}
+
 
 @pytest.fixture(scope="session")
 def make_recipe():
-    """make_recipe({"contrast.queue": 24, ...}) -> Pretraining: RECIPE with the given settings."""
+    """make_recipe({"contrast.queue": 24, ...}) -> Pretraining: RECIPE with the given settings; with any of `maclr.`, or
+    maclr=True, MaCLR's small recipe."""
     from shared.pretraining import build_recipe
 
-    def make(settings=()):
-        tree = copy.deepcopy(RECIPE)
+    def make(settings=(), maclr=False):
+        tree, settings = copy.deepcopy(RECIPE), dict(settings)
+        if maclr or any(key.startswith("maclr.") for key in settings):
+            tree["maclr"], settings = dict(MACLR), BASE | settings
         for key, value in dict(settings).items():
             section, _, name = key.partition(".")
             assert name in tree[section], key
@@ -53,7 +64,11 @@ def make_views():
         clips = torch.randn(1 + recipe.sampling.keys, batch, 3, length, size, size, generator=rng, dtype=dtype)
         motion = torch.rand(batch, *shape, generator=rng, dtype=dtype) ** 3
         motion[seed % batch] = 0                                                  # a still clip in every batch
-        return Views(query=clips[0], keys=tuple(clips[1:]), motion=motion,
+        second = None
+        if recipe.maclr and recipe.maclr.reads:
+            frames = recipe.maclr.geometry.length
+            second = tuple(torch.rand(2, batch, 3, frames, size, size, generator=rng, dtype=dtype))
+        return Views(motion_clips=second, query=clips[0], keys=tuple(clips[1:]), motion=motion,
                      ids=torch.randint(0, 2 * batch, (batch,), generator=rng),
                      order=torch.randint(0, 2, (batch,), generator=rng))
     return make
@@ -61,14 +76,17 @@ def make_views():
 
 @pytest.fixture(scope="session")
 def make_learner():
-    """make_learner(recipe, world) -> a Learner in float64, its weights a function of the recipe's seed."""
+    """make_learner(recipe, world) -> a Learner, or MaCLR for its recipes, in float64; its weights are a function of
+    the recipe's seed."""
     from shared.nn.backbones import build_backbone
     from shared.nn.distributed import World
+    from train.maclr import MaCLR
     from train.moco import Learner
 
     def make(recipe, world=World(), dtype=torch.float64):
         torch.manual_seed(recipe.optimise.seed)
-        return Learner(lambda: build_backbone(recipe.model.backbone, recipe.model.width), recipe, world).to(dtype)
+        method = MaCLR if recipe.maclr else Learner
+        return method(lambda: build_backbone(recipe.model.backbone, recipe.model.width), recipe, world).to(dtype)
     return make
 
 
@@ -97,6 +115,13 @@ class Oracle:
         if self.classifier is not None:
             named |= {f"classifier.{k}": p for k, p in self.classifier.named_parameters()}
         return named
+
+    def held(self):
+        """{queue: (rows, pointer)}, and below {name: parameter} of the key encoders' backbones, by the learner's names."""
+        return {"queue": (self.queue, self.pointer)}
+
+    def twins(self):
+        return {f"key.backbone.{k}": p for k, p in self.nets.key.named_parameters()}
 
     def embed(self, net, heads, x, layer="conv"):
         """Rows in chunks of `group`, each with BN statistics of its own -> {head: (N, D)}, [h of each chunk]."""
@@ -225,6 +250,121 @@ class Oracle:
         return rows, logs
 
 
+class MaclrOracle(Oracle):
+    """MaCLR's steps likewise: two pathways, four encoders, a list of keys a pathway."""
+
+    def __init__(self, learner, recipe, ranks):
+        from shared.nn.backbones import build_backbone
+
+        self.recipe, self.ranks = recipe, ranks
+        self.mode, self.group = learner.shuffle.mode, learner.shuffle.group
+        m = recipe.maclr
+        nets = {"v": (recipe.model.backbone, recipe.model.width, learner.query, learner.key, learner.queue)}
+        if m.mm or m.cross_weight and (m.vm or m.mv):
+            nets["m"] = (m.motion_backbone, m.motion_width, learner.motion_query, learner.motion_key,
+                         learner.motion_queue)
+        self.pathways, self.queues = {}, {}
+        for pathway, (name, width, query, key, queue) in nets.items():
+            pair = build_backbone(name, width).double(), build_backbone(name, width).double()
+            pair[0].load_state_dict(query.backbone.state_dict())
+            pair[1].load_state_dict(key.backbone.state_dict())
+            self.pathways[pathway] = SimpleNamespace(nets=pair, heads=copy.deepcopy((query.heads, key.heads)))
+            self.queues[pathway] = [(row.clone(), int(id)) for row, id in zip(queue.keys, queue.ids)]
+        on = {"vv": recipe.contrast.inter, "vm": m.vm * m.cross_weight, "mv": m.mv * m.cross_weight, "mm": m.mm}
+        self.terms = {term: float(weight) for term, weight in on.items() if weight}
+        self.pointers, self.steps = dict.fromkeys(self.pathways, 0), 0
+
+    def head(self, pathway, term):
+        """`cross` for vm and mv where the pathway is in a term of its own too and has a head for each, else `inter`."""
+        mine = {t for t in self.terms if pathway in t}
+        both = mine & {"vm", "mv"} and mine - {"vm", "mv"}
+        return "cross" if both and not self.recipe.maclr.shared_heads and term in ("vm", "mv") else "inter"
+
+    def part(self, pathway, head):
+        """Which columns of a queued row are a head's: heads in alphabetical order, those that a key is read by."""
+        heads = sorted({self.head(pathway, t) for t in self.terms if t[1] == pathway})
+        dim = self.recipe.model.dim
+        return slice(heads.index(head) * dim, (heads.index(head) + 1) * dim)
+
+    def parameters(self):
+        """Those that a query runs through, named as the learner's."""
+        named = {}
+        for pathway, prefix in (("v", "query"), ("m", "motion_query")):
+            heads = {self.head(pathway, t) for t in self.terms if t[0] == pathway}
+            if heads:
+                module = self.pathways[pathway]
+                named |= {f"{prefix}.backbone.{k}": p for k, p in module.nets[0].named_parameters()}
+                named |= {f"{prefix}.heads.{k}": p for k, p in module.heads[0].named_parameters()
+                          if k.split(".")[0] in heads}
+        return named
+
+    def held(self):
+        names = {"v": "queue", "m": "motion_queue"}
+        return {names[pathway]: (rows, self.pointers[pathway]) for pathway, rows in self.queues.items()}
+
+    def twins(self):
+        prefixes = {"v": "key", "m": "motion_key"}
+        return {f"{prefixes[pathway]}.backbone.{k}": p for pathway, module in self.pathways.items()
+                for k, p in module.nets[1].named_parameters()}
+
+    def step(self, views, progress, epoch):
+        r, c = self.recipe, self.recipe.contrast
+        n, tau = len(views.ids), c.temperature
+        clips = {"vq": views.query, "vk": views.keys[0]}
+        if "m" in self.pathways:
+            one, two = views.motion_clips
+            clips |= {"mq": two, "mk": one} if r.maclr.pairs == "same" else {"mq": one, "mk": two}
+        keys = {}
+        with torch.no_grad():
+            for number, (pathway, module) in enumerate(self.pathways.items()):
+                for pair in (module.nets, module.heads):
+                    for p, twin in zip(pair[0].parameters(), pair[1].parameters()):
+                        twin.copy_(c.momentum * twin + (1 - c.momentum) * p)
+                order = self.permutations(number)
+                if any(t[1] == pathway for t in self.terms):
+                    shuffled, _ = self.embed(module.nets[1], module.heads[1], clips[f"{pathway}k"][order])
+                    keys[pathway] = {name: torch.empty_like(v) for name, v in shuffled.items()}
+                    for place, row in enumerate(order):
+                        for name, rows in keys[pathway].items():
+                            rows[row] = shuffled[name][place]
+        queries = {pathway: self.embed(module.nets[0], module.heads[0], clips[f"{pathway}q"])[0]
+                   for pathway, module in self.pathways.items() if any(t[0] == pathway for t in self.terms)}
+        losses, logs = {}, {}
+        for term in self.terms:
+            of, against = term
+            q, k = queries[of][self.head(of, term)], keys[against][self.head(against, term)]
+            part, rows, hits, found, same = self.part(against, self.head(against, term)), [], 0, 0, 0
+            for i in range(n):
+                own = [int(views.ids[i]) == id for _, id in self.queues[against]]
+                scores = torch.stack([row[part] for (row, _), mine in zip(self.queues[against], own)
+                                      if not (mine and c.exclude_same_video)]) @ q[i] / tau
+                positive = (q[i] * k[i]).sum() / tau
+                rows.append(-torch.log(positive.exp() / (positive.exp() + scores.exp().sum())))
+                hits += bool((positive > scores).all())
+                found += max(range(n), key=lambda j: (q[i] * k[j]).sum().item()) == i
+                same += sum(own)
+            losses[term] = sum(rows) / n
+            logs |= {f"queue_accuracy_{term}": hits / n, f"in_batch_accuracy_{term}": found / n}
+            for name, value in (("queue_accuracy", hits / n), ("in_batch_accuracy", found / n),
+                                ("same_video_negatives", same / n)):
+                logs.setdefault(name, value)
+        loss = sum(weight * losses[term] for term, weight in self.terms.items())
+        named = self.parameters()
+        gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values()))))
+        with torch.no_grad():
+            for name, p in named.items():
+                p -= r.optimise.lr * gradients[name]
+        for pathway, rows in keys.items():
+            heads = sorted({self.head(pathway, t) for t in self.terms if t[1] == pathway})
+            for i in range(n):
+                place = self.pointers[pathway]
+                self.queues[pathway][place] = torch.cat([rows[head][i] for head in heads]), int(views.ids[i])
+                self.pointers[pathway] = (place + 1) % c.queue
+        self.steps += 1
+        logs |= {term: float(value.detach()) for term, value in losses.items()}
+        return {"loss": float(loss.detach())} | logs, gradients
+
+
 def pool(values, axes):
     """{(t, y, x): value} -> means over the axes that are not kept."""
     groups = {}
@@ -245,4 +385,4 @@ def distance(a, b):
 
 @pytest.fixture(scope="session")
 def make_oracle():
-    return Oracle
+    return lambda learner, recipe, ranks: (MaclrOracle if recipe.maclr else Oracle)(learner, recipe, ranks)

@@ -16,6 +16,8 @@ CASES = {
     "mcl-split": {"contrast.bn": "split", "contrast.bn_group": 2, "alignment.variant": "v2", "optimise.seed": 3},
     "moco": {"alignment.variant": "none", "sampling.keys": 1, "contrast.intra": 0.0, "contrast.order": 0.0,
              "contrast.exclude_same_video": True, "contrast.queue": 20},
+    "maclr": {"maclr.mm": True, "contrast.exclude_same_video": True},
+    "maclr-split": {"contrast.bn": "split", "contrast.bn_group": 2, "maclr.pairs": "shifted", "maclr.vm": False},
 }
 RANKS, STEPS = 2, 3
 
@@ -28,13 +30,15 @@ def work(cases: str, out: str) -> None:
     from shared.nn.distributed import close_world, exchange, gather, open_world, reduce_logs
     from shared.pretraining import build_recipe
     from shared.views import Views
+    from train.maclr import MaCLR
     from train.moco import Learner
 
     world, results = open_world("cpu"), {}
     for name, (tree, batches) in torch.load(cases, weights_only=True).items():
         recipe = build_recipe(tree)
         torch.manual_seed(recipe.optimise.seed)
-        learner = Learner(lambda: build_backbone(recipe.model.backbone, recipe.model.width), recipe, world)
+        method = MaCLR if recipe.maclr else Learner
+        learner = method(lambda: build_backbone(recipe.model.backbone, recipe.model.width), recipe, world)
         dtype = torch.float32 if name.endswith("float32") else torch.float64
         learner.to(dtype)
         wrapped = DistributedDataParallel(learner, broadcast_buffers=False)
@@ -42,8 +46,9 @@ def work(cases: str, out: str) -> None:
         steps = []
         for step, batch in enumerate(batches):
             batch = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
-            views = Views(keys=tuple(batch.pop(key)[rows] for key in sorted(batch) if key.startswith("key")),
-                          **{key: value[rows] for key, value in batch.items() if not key.startswith("key")})
+            many = {name: tuple(batch.pop(key)[rows] for key in sorted(batch) if key.startswith(name))
+                    for name in ("keys", "motion_clips")}
+            views = Views(**many, **{key: value[rows] for key, value in batch.items()})
             output = wrapped(views, step / 10, step)
             learner.zero_grad()
             output["loss"].backward()
@@ -61,9 +66,10 @@ def work(cases: str, out: str) -> None:
 
 
 def tensors(views) -> dict[str, torch.Tensor]:
-    """The views by name, the keys as key0, key1, ..."""
+    """The views by name, those that are several as keys0, keys1, ..."""
     named = dict(vars(views))
-    return {f"key{number}": key for number, key in enumerate(named.pop("keys"))} | named
+    many = {name: named.pop(name) or () for name in ("keys", "motion_clips")}
+    return {f"{name}{number}": x for name, clips in many.items() for number, x in enumerate(clips)} | named
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +106,7 @@ def test_two_ranks_equal_the_oracle_of_the_whole(name, ranks, make_recipe, make_
 
     recipe = make_recipe(CASES[name])
     learner = make_learner(recipe, World(rank=0, size=RANKS))
-    assert learner.shuffle.mode == ("split" if name == "mcl-split" else "shuffle")
+    assert learner.shuffle.mode == ("split" if name.endswith("split") else "shuffle")
     oracle = make_oracle(learner, recipe, RANKS)
     for step in range(STEPS):
         logs, gradients = oracle.step(make_views(recipe, step), step / 10, step)
@@ -114,15 +120,17 @@ def test_two_ranks_equal_the_oracle_of_the_whole(name, ranks, make_recipe, make_
                 torch.testing.assert_close(theirs[key], gradient, rtol=1e-7, atol=1e-10, msg=lambda m: f"{key}: {m}")
     for rank in ranks:
         state = rank[name]["state"]
-        torch.testing.assert_close(state["queue.keys"], torch.stack([vector for vector, _ in oracle.queue]))
-        assert state["queue.ids"].tolist() == [id for _, id in oracle.queue]
-        assert int(state["queue.pointer"]) == oracle.pointer
         assert int(state["step"]) == STEPS
-        for key, p in oracle.nets.key.named_parameters():
-            torch.testing.assert_close(state[f"key.backbone.{key}"], p.detach())
+        for queue, (rows, pointer) in oracle.held().items():
+            torch.testing.assert_close(state[f"{queue}.keys"], torch.stack([vector for vector, _ in rows]))
+            assert state[f"{queue}.ids"].tolist() == [id for _, id in rows]
+            assert int(state[f"{queue}.pointer"]) == pointer
+        for key, p in oracle.twins().items():
+            torch.testing.assert_close(state[key], p.detach())
     a, b = (rank[name]["state"] for rank in ranks)
-    for key in a:
-        assert torch.equal(a[key], b[key]) == ("running" not in key), key
+    apart = {key for key in a if not torch.equal(a[key], b[key])}
+    idle = "motion_key." if name == "maclr-split" else "none"                    # without L_vm it encodes no key
+    assert apart == {key for key in a if "running" in key and not key.startswith(idle)}
 
 
 def test_float32_under_ddp_gives_the_gradient(ranks, make_recipe, make_views, make_learner, make_oracle):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shared.cli import RequestError
 from shared.pretraining import Alignment
+from shared.saliency import aligned_map
 
 TERMS = "st", "s", "t"
 
@@ -71,18 +72,6 @@ def compiled_between(similarity: Tensor, h: Tensor) -> str | None:
             seen.add(node)
             todo.append(node)
     return edge.node.name() if not reached and "CompiledFunction" in edge.node.name() else None
-
-
-def aligned_map(variant: str, h: Tensor, gradient: Tensor | None, per_step: bool = False) -> Tensor:
-    """M (B, T', h', w'): v1 sum_c h_c (Eq. 4, signed), v2 ReLU(sum_c w_c h_c) (Eq. 5), v3 ReLU(sum_c w_c g_c) (Eq. 6).
-
-    gradient: g, not used by v1. w_c is the mean of g_c over its positions, or over those of each time step (`per_step`,
-    released code).
-    """
-    if variant == "v1":
-        return h.sum(1)
-    weights = gradient.mean((3, 4) if per_step else (2, 3, 4), keepdim=True)     # (B, C, T' or 1, 1, 1)
-    return torch.relu((weights * (h if variant == "v2" else gradient)).sum(1))
 
 
 def alignment_costs(aligned: Tensor, target: Tensor, settings: Alignment) -> dict[str, Tensor]:

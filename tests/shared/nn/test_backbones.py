@@ -15,13 +15,15 @@ from shared.nn.layers import Backbone, Conv
 
 # Small versions for tests that compute: width, clip length, pixels.
 SMALL = {"r2plus1d_50": (4, 8, 64), "s3d": (8, 8, 64), "r2d_50": (4, 1, 64),
-         "i2d": (8, 1, 64), "r2plus1d_18": (4, 16, 32), "r3d_18": (4, 16, 32), "r2plus1d_tiny": (4, 8, 24)}
+         "i2d": (8, 1, 64), "r2plus1d_18": (4, 16, 32), "r3d_18": (4, 16, 32), "r2plus1d_tiny": (4, 8, 24),
+         "slow_50": (2, 4, 64), "slow_tiny": (4, 4, 24)}
 LAST = {"r2plus1d_50": ["stages.layer4.2.conv3"], "r2d_50": ["stages.layer4.2.conv3"],
         "s3d": [f"blocks.mixed5c.{branch}" for branch in ("branch1", "branch2.conv.temporal", "branch3.conv.temporal",
                                                           "branch4.conv")],
         "i2d": [f"blocks.mixed5c.{branch}" for branch in ("branch1", "branch2.conv", "branch3.conv", "branch4.conv")],
         "r2plus1d_18": ["stages.layer4.1.conv2.temporal"], "r3d_18": ["stages.layer4.1.conv2"],
-        "r2plus1d_tiny": ["stages.layer3.0.conv2.temporal"]}
+        "r2plus1d_tiny": ["stages.layer3.0.conv2.temporal"],
+        "slow_50": ["stages.layer4.2.conv3"], "slow_tiny": ["stages.layer3.0.conv3"]}
 
 
 @pytest.fixture(params=SMALL)
@@ -52,6 +54,36 @@ def test_table_3(name, length, parameters, flops, shape):
     assert counts.total == pytest.approx(flops, rel=0.005)
     assert backbone.h_shape(length, 224) == shape
     assert backbone.features == shape[0]
+
+
+@pytest.mark.parametrize("name, width, length, size, parameters, flops, shape", [
+    ("slow_50", 64, 8, 224, 31_672_128, 45.52e9, (2048, 8, 7, 7)),
+    ("slow_50", 8, 16, 224, 505_832, 2.455e9, (256, 16, 7, 7)),
+    ("slow_tiny", 12, 4, 48, 90_876, 0.0562e9, (192, 4, 6, 6)),
+    ("slow_tiny", 4, 8, 48, 12_436, 0.0215e9, (64, 8, 6, 6)),
+])
+def test_the_pathways_of_maclr(name, width, length, size, parameters, flops, shape):
+    """SlowFast's Slow-only R50 has 32,454,096 parameters with a stem of 1x7x7 and 400 classes."""
+    with torch.device("meta"):
+        backbone = build_backbone(name, width)
+    counts = count(backbone, length, size)
+    assert counts.parameters == parameters and counts.convolutions == pytest.approx(flops, rel=0.001)
+    if (name, width) == ("slow_50", 64):
+        assert parameters - 4 * 3 * 64 * 49 + 400 * 2049 == 32_454_096
+    assert backbone.h_shape(length, size) == shape
+    assert backbone.h_shape(2 * length, size)[1] == 2 * length                   # nothing pools in time
+    kernels = {part.kernel_size[0] for part in backbone.stages.modules() if isinstance(part, Conv)}
+    assert backbone.stem.conv1.kernel_size == (5, 7, 7) and kernels == {1, 3}
+
+
+def test_temporal_kernels_of_the_pathways():
+    """5 in the stem, 1, 1, 3, 3 in the stages, in the first convolution of each block (METHOD 2)."""
+    stages = build_backbone("slow_50", 1).stages
+    for stage, size in zip(stages, (1, 1, 3, 3)):
+        for block in stage:
+            assert block.conv1.kernel_size == (size, 1, 1) and block.conv1.stride == (1, 1, 1)
+            assert block.conv2.kernel_size == (1, 3, 3) and block.conv3.kernel_size == (1, 1, 1)
+    assert [len(stage) for stage in stages] == [3, 4, 6, 3]
 
 
 def test_tiny_recipe():

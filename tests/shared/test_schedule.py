@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.pretraining import load_training
-from train.schedule import Schedule
+from shared.schedule import Schedule
 
 PAPER = load_training("mcl").recipe.optimise
 
