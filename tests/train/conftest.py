@@ -117,7 +117,7 @@ class Oracle:
         return named
 
     def held(self):
-        """{queue: (rows, pointer)}, and below {name: parameter} of the key encoders' backbones, by the learner's names."""
+        """{queue: (rows, pointer)}, and below the parameters of the key encoders' backbones by the learner's names."""
         return {"queue": (self.queue, self.pointer)}
 
     def twins(self):
