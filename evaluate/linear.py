@@ -3,6 +3,7 @@
 N training videos, M test videos, C features, K classes.
 """
 
+import dataclasses
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -14,11 +15,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from sklearn.svm import LinearSVC
 
-from evaluate import metrics, pictures
-from evaluate.folds import Fold, Found, gather_features
-from evaluate.protocol import Figure, Linear, Request, Result, Table
+from evaluate.folds import gather_features
+from evaluate.protocol import Linear, Request, Result
+from evaluate.recognition import check_classes, recognition
 from evaluate.softmax import softmax_scores
-from shared import figures
 from shared.cli import RequestError
 
 SEARCHED = tuple(10.0 ** power for power in range(-4, 3))      # C of the SVM, ours
@@ -46,7 +46,7 @@ def run(request: Request) -> Result | None:
     settings = request.settings.linear
     labels, scores, notes, cs = [], [], Counter(found.notes), set()
     for fold in found.folds:
-        classes = _check(fold, found.classes)
+        classes = check_classes(fold.train.labels, fold.test.labels, found.classes, fold.train_name, fold.test_name)
         train, test = (np.searchsorted(classes, part.labels) for part in (fold.train, fold.test))
         if settings.classifier == "svm":
             answer = svm_scores(fold.train.vectors, train, fold.test.vectors, settings, request.seed, fold.train.groups)
@@ -59,22 +59,11 @@ def run(request: Request) -> Result | None:
         scores.append(wide)
         notes.update(answer.notes)
         cs.add(answer.c)
-    labels, scores = np.concatenate(labels), np.concatenate(scores)
-    return _result(request, found, labels, scores, list(notes), sorted(cs - {None}))
-
-
-def _check(fold: Fold, names) -> np.ndarray:
-    """The training videos' classes. Raises RequestError where the test videos have others, or there is one only."""
-    classes = np.unique(fold.train.labels)
-    absent = Counter(fold.test.labels[~np.isin(fold.test.labels, classes)].tolist())
-    if absent:
-        label, count = absent.most_common(1)[0]
-        raise RequestError(f"class {names[label]!r} has {count} videos in {fold.test_name} and none in "
-                           f"{fold.train_name}, so nothing can learn it ({len(absent)} such classes); choose "
-                           "splits that share their classes")
-    if len(classes) < 2:
-        raise RequestError(f"{fold.train_name} holds one class, {names[classes[0]]!r}; a classifier needs two")
-    return classes
+    learnt = np.unique(np.concatenate([fold.train.labels for fold in found.folds]))
+    result = recognition(request.out, found.classes, learnt, np.concatenate(labels), np.concatenate(scores))
+    cs -= {None}
+    counts = {**found.counts, **({"c": float(np.median(list(cs)))} if cs else {})}
+    return dataclasses.replace(result, counts=counts, notes=list(notes))
 
 
 def svm_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, settings: Linear, seed: int = 0,
@@ -113,39 +102,3 @@ def _folds(labels: np.ndarray, groups, seed: int):
         raise RequestError("linear.search is true, and a class has one training video; cross-validation needs two of "
                            "each: set search=false and choose c")
     return StratifiedKFold(min(MOST_FOLDS, int(fewest)), shuffle=True, random_state=seed)
-
-
-def _result(request: Request, found: Found, labels: np.ndarray, scores: np.ndarray, notes: list[str],
-            cs: list[float]) -> Result:
-    present = np.unique(labels)
-    names = [found.classes[i] for i in present]
-    ranks = metrics.ranks(np.where(np.isneginf(scores), np.finfo(np.float64).min, scores), labels)
-    table = metrics.confusion(labels, scores.argmax(1), len(found.classes))
-    values, chance = {"top1": (ranks < 1).mean()}, {"top1": metrics.chance_top(labels, 1)}
-    if len(np.unique(np.concatenate([fold.train.labels for fold in found.folds]))) > 5:
-        values["top5"], chance["top5"] = (ranks < 5).mean(), metrics.chance_top(labels, 5)
-    values["mean_class"], chance["mean_class"] = metrics.mean_class(table), 1 / len(present)
-    shares = metrics.per_class(table)
-    rows = [(found.classes[i], int(table[i].sum()), 100 * float(shares[i]), *_mistaken(table[i], i, found.classes))
-            for i in sorted(present, key=lambda i: shares[i])]
-    path = request.out / "confusion.png"
-    figures.save(pictures.confusion_figure(table[np.ix_(present, present)], names), path)
-    counts = dict(found.counts)
-    if cs:
-        counts["c"] = cs[0] if len(cs) == 1 else float(np.median(cs))
-    return Result(
-        metrics={name: 100 * float(value) for name, value in values.items()},
-        chance={name: 100 * float(value) for name, value in chance.items()},
-        trials={name: len(labels) for name in values if name != "mean_class"}, counts=counts,
-        figures=[Figure(path, "Confusion: rows are true classes, columns what the classifier said; share of the row.",
-                        wide=len(names) > pictures.COUNTED)],
-        tables=[Table("Per class, hardest first", ("class", "videos", "recognised, %", "most often taken for", "times"),
-                      rows)], notes=notes)
-
-
-def _mistaken(row: np.ndarray, own: int, names) -> tuple[str | None, int | None]:
-    """The class that another is most often taken for, and how many times; none where it never is."""
-    others = row.copy()
-    others[own] = 0
-    worst = int(others.argmax())
-    return (names[worst], int(others[worst])) if others[worst] else (None, None)

@@ -89,9 +89,9 @@ def _square(frame: np.ndarray, aspect: float) -> np.ndarray:
 
 
 def curves_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Learning curves of the pre-training: losses and accuracies over the steps; running means above the raw lines."""
+    """Learning curves of a training: losses and accuracies over the steps; running means above the raw lines."""
     panels = (("loss", ("loss", "inter", "intra", "order", "mal")),
-              ("accuracy", ("in_batch_accuracy", "queue_accuracy")))
+              ("accuracy", ("accuracy", "in_batch_accuracy", "queue_accuracy")))
     figure = new_figure(11, 3.4)
     for number, (title, names) in enumerate(panels):
         axes = figure.add_axes((0.06 + 0.5 * number, 0.16, 0.43, 0.72))
@@ -126,25 +126,39 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def compare_figure(names: Sequence[str], columns: Sequence[str], values: np.ndarray, spreads: np.ndarray,
                    chance: np.ndarray) -> Figure:
-    """Bars of each metric side by side: (runs, metrics) percent, NaN for none; whiskers: one spread; dots: chance."""
-    figure = new_figure(float(np.clip(2 + 0.32 * len(names) * len(columns), 7, 16)), 4.2)
-    across, down = figure.get_size_inches()
-    axes = figure.add_axes((0.65 / across, 0.12, 1 - 0.85 / across, 0.84 - 0.22 * -(-len(names) // 3) / down))
-    width = 0.8 / len(names)
+    """Bars of each metric, one below the other: (runs, metrics) percent, NaN for none; whiskers: one spread; dots:
+    chance. A metric takes the room of those that have it."""
+    have = np.isfinite(values)
+    places, down = np.full(values.shape, np.nan), 0.0
+    for j in range(len(columns)):
+        for i in np.flatnonzero(have[:, j]):
+            places[i, j] = down
+            down += 1
+        down += 0.6
+    legend, longest = 0.24 * -(-len(names) // 2) * (len(names) > 1), max(len(short(name, 34)) for name in columns)
+    margin, height = 0.25 + 0.085 * longest, 0.21 * down
+    figure = new_figure(9, legend + height + 0.55)
+    tall = figure.get_size_inches()[1]
+    axes = figure.add_axes((margin / 9, 0.4 / tall, (8.8 - margin) / 9, height / tall))
     for i, name in enumerate(names):
-        at = np.arange(len(columns)) + (i - (len(names) - 1) / 2) * width
-        axes.bar(at, np.nan_to_num(values[i]), width * 0.92, color=COLOURS[i % len(COLOURS)], label=short(name, 40))
-        known = np.isfinite(spreads[i])
-        axes.errorbar(at[known], values[i][known], spreads[i][known], fmt="none", ecolor="black", elinewidth=1,
-                      capsize=2)
-        known = np.isfinite(chance[i])
-        axes.hlines(chance[i][known], at[known] - width / 2, at[known] + width / 2, color="black", linestyle=":")
-    axes.set_xticks(range(len(columns)), columns, fontsize=10)
-    axes.set_ylabel("%", fontsize=10)
-    axes.set_ylim(0, 100)
-    axes.legend(fontsize=9, frameon=False, ncols=min(3, len(names)), loc="lower left", bbox_to_anchor=(0, 1.0))
-    for text in (*axes.get_legend().get_texts(), *axes.get_xticklabels()):
+        axes.barh(places[i], np.nan_to_num(values[i]), 0.92, color=COLOURS[i % len(COLOURS)], label=short(name, 48))
+        known = np.isfinite(spreads[i]) & have[i]
+        axes.errorbar(values[i][known], places[i][known], xerr=spreads[i][known], fmt="none", ecolor="black",
+                      elinewidth=1, capsize=2)
+        known = np.isfinite(chance[i]) & have[i]
+        axes.vlines(chance[i][known], places[i][known] - 0.5, places[i][known] + 0.5, color="black", linestyle=":")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(np.nanmean(places, 0), [short(name, 34) for name in columns], fontsize=10)
+    axes.set_ylim(down - 0.6, -0.7)
+    axes.set_xlim(min(0.0, 1.1 * float(np.nanmin(values))), 100)
+    axes.set_xlabel("%", fontsize=10)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#e8ecef", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if legend:
+        axes.legend(fontsize=9, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
+    for text in (*(axes.get_legend().get_texts() if legend else ()), *axes.get_yticklabels()):
         text.set_parse_math(False)
-    for side in ("top", "right"):
+    for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     return figure
