@@ -87,10 +87,14 @@ def _untrained(text: str, device, seed: int) -> Encoder:
     if len(rest) > 1 or not name or rest and not rest[0].isdecimal():
         raise RequestError(f"checkpoint {text!r}; expected random:NAME or random:NAME:seed, such as "
                            "random:r2plus1d_tiny:0")
-    seed = int(rest[0]) if rest else seed
+    return untrained(name, int(rest[0]) if rest else seed, device)
+
+
+def untrained(name: str, seed: int, device: torch.device | str = "cpu", width: int = 0) -> Encoder:
+    """A freshly initialised backbone. Raises RequestError for an unknown one; width: as `build_backbone`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = build_backbone(name)
+        net = build_backbone(name, width)
     clip, size = SMALL.get(name, (FRAME_CLIP if name in FRAME_NETS else PAPER_CLIP, PAPER_SIZE))
     origin = {"kind": RANDOM, "backbone": name, "width": net.width, "features": net.features, "seed": seed}
     return Encoder(f"{RANDOM}:{name}:{seed}", net.to(device).eval(), weights_hash(net), clip, size, origin)

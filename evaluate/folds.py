@@ -10,7 +10,7 @@ from evaluate.protocol import Request
 from shared.cli import RequestError
 from shared.store.index import Index
 
-TRAIN, TEST = ("train", "train1"), ("test", "test1", "val")     # what a store's splits are called (DESIGN)
+TRAIN = "train", "train1"     # what a store's training splits are called (DESIGN)
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,21 @@ def gather_features(request: Request) -> Found | None:
 
 def _leave_out(features: Features, request: Request) -> list[Fold]:
     groups = np.asarray(features.groups)
-    if not all(features.groups):
-        raise RequestError(f"--leave-out group: {int((groups == '').sum())} of {len(groups)} videos of {request.store} "
-                           "have no group; give every one a group in the annotations CSV and make the store anew")
-    names = sorted(set(features.groups))
+    return [Fold(features.take(groups != name), features.take(groups == name), f"the groups other than {name!r}",
+                 f"group {name!r}") for name in group_names(features.groups, request)]
+
+
+def group_names(groups: Sequence[str], request: Request) -> list[str]:
+    """The groups to be left out in turn. Raises RequestError for a single one and for videos (of `groups`) without."""
+    if not all(groups):
+        raise RequestError(f"--leave-out group: {sum(not group for group in groups)} of {len(groups)} videos of "
+                           f"{request.store} have no group; give every one a group in the annotations CSV and make the "
+                           "store anew")
+    names = sorted(set(groups))
     if len(names) < 2:
         raise RequestError(f"--leave-out group: all {len(groups)} videos are of group {names[0]!r}; expected two "
                            "groups or more")
-    return [Fold(features.take(groups != name), features.take(groups == name), f"the groups other than {name!r}",
-                 f"group {name!r}") for name in names]
+    return names
 
 
 def _name(split: str | None) -> str:

@@ -1,6 +1,6 @@
 """Metrics as pure functions on arrays; shares in [0, 1], percent only where a protocol reports them.
 
-N samples, K classes, Q queries, G gallery vectors, k neighbours.
+N samples (clips), K classes, Q queries, G gallery vectors, k neighbours, hxw positions of a map.
 """
 
 import math
@@ -76,6 +76,76 @@ def chance_top(labels: np.ndarray, k: int) -> float:
     """Top-k of always naming the k most frequent classes of `labels` themselves: k/K where they are balanced."""
     counts = np.sort(np.unique(labels, return_counts=True)[1])[::-1]
     return float(counts[:k].sum() / counts.sum())
+
+
+def correlations(maps: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(N,) float64 in [-1, 1]: Pearson's r of each map with its target over the positions; 0 where either is constant.
+
+    maps, targets: (N, h, w). Raises ValueError for other shapes.
+    """
+    maps, targets = _standard(maps), _standard(targets)
+    if maps.shape != targets.shape:
+        raise ValueError(f"maps {maps.shape}, targets {targets.shape} (clips, positions); expected the same")
+    return (maps * targets).sum(1)
+
+
+def other_correlations(maps: np.ndarray, targets: np.ndarray, videos: Sequence) -> np.ndarray:
+    """(N,) float64: mean Pearson's r of each map with the targets of all clips of other videos, exactly.
+
+    A map that knows its own clip correlates less here than in `correlations`; one that always lies in the middle does
+    not (METHOD 1.7). videos: (N,) whose clip each is. Raises ValueError for other shapes and for a single video.
+    """
+    maps, targets = _standard(maps), _standard(targets)
+    videos = np.unique(np.asarray(videos), return_inverse=True)[1]
+    if maps.shape != targets.shape or len(videos) != len(maps):
+        raise ValueError(f"maps {maps.shape}, targets {targets.shape} (clips, positions), {len(videos)} videos")
+    if not len(videos) or not videos.any():
+        raise ValueError("clips of one video have no others to compare with")
+    same = np.zeros((videos.max() + 1, targets.shape[1]))
+    np.add.at(same, videos, targets)
+    others = len(videos) - np.bincount(videos)[videos]
+    return (maps * (targets.sum(0) - same[videos])).sum(1) / others
+
+
+def _standard(maps: np.ndarray) -> np.ndarray:
+    """(N, h, w) -> (N, hw) float64, each of mean 0 and length 1; constant maps become 0."""
+    flat = np.asarray(maps, np.float64).reshape(len(maps), -1)
+    constant = flat.min(1) == flat.max(1)
+    largest = np.where(constant, 1, np.abs(flat).max(1))[:, None]     # gradients are so small that squares vanish
+    flat = flat / largest
+    flat = flat - flat.mean(1, keepdims=True)
+    return np.where(constant[:, None], 0, flat / np.where(constant, 1, np.linalg.norm(flat, axis=1))[:, None])
+
+
+def mass_inside(maps: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """(N,) share of each map's mass that lies inside; a map of zeros counts as flat.
+
+    maps: (N, h, w) >= 0; inside: (N, h, w) bool, or the share of each position that is inside.
+    Raises ValueError for negative maps.
+    """
+    maps, inside = _flat(maps, inside)
+    if (maps < 0).any():
+        raise ValueError("a map with negative values has no mass")
+    largest = maps.max(1, keepdims=True)
+    maps = np.where(largest > 0, maps / np.where(largest > 0, largest, 1), 1)
+    return (maps * inside).sum(1) / maps.sum(1)
+
+
+def pointing(maps: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """(N,) the pointing game: whether each map's largest value lies inside (Zhang et al. 2018); equals share it.
+
+    maps: (N, h, w); inside: as in `mass_inside`.
+    """
+    maps, inside = _flat(maps, inside)
+    best = maps == maps.max(1, keepdims=True)
+    return (best * inside).sum(1) / best.sum(1)
+
+
+def _flat(maps: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    maps, inside = np.asarray(maps, np.float64), np.asarray(inside, np.float64)
+    if maps.shape != inside.shape:
+        raise ValueError(f"maps {maps.shape}, inside {inside.shape}; expected the same")
+    return maps.reshape(len(maps), -1), inside.reshape(len(inside), -1)
 
 
 def mean_spread(values: Sequence[float]) -> tuple[float, float | None]:

@@ -214,7 +214,7 @@ def _space(figure: Figure, picture: VideoPicture, top: float) -> None:
     """S-motion, its hot cells and crops on a frame, and the crops themselves."""
     height, width = picture.frames.shape[1:3]
     cell = height // picture.hot.shape[0]
-    middle, outline = picture.frames[len(picture.frames) // 2], _outline(picture.hot, cell)
+    middle, outline = picture.frames[len(picture.frames) // 2], cell_outline(picture.hot, cell)
     tile_w = min(2.7, 2.0 * width / height)
     tile_h = tile_w * height / width
     axes = bare(_axes(figure, 0.2, top, tile_w, tile_h))
@@ -243,7 +243,7 @@ def _space(figure: Figure, picture: VideoPicture, top: float) -> None:
             side.set(visible=True, edgecolor=colour, linewidth=3)
 
 
-def _outline(mask: np.ndarray, cell: int) -> list:
+def cell_outline(mask: np.ndarray, cell: int) -> list:
     """Line segments, in pixels, around the true cells of (h, w)."""
     padded = np.pad(mask, 1)
     rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])  # between a cell and the one above it

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate import features
+from evaluate import vectors
 from evaluate.cache import FeatureCache
 from evaluate.encoders import MeanImage, open_encoder, weights_hash
 from evaluate.features import View, extract
@@ -123,8 +123,8 @@ def test_features_beside_are_used(get, tmp_path):
 @pytest.mark.parametrize("part_s", [0, 300])
 def test_an_interrupted_extraction_goes_on(get, encoder, monkeypatch, tmp_path, part_s):
     whole = get("train", cache=tmp_path / "whole")
-    monkeypatch.setattr(features, "BLOCK", 2)
-    monkeypatch.setattr(features, "PART_S", part_s)
+    monkeypatch.setattr(vectors, "BLOCK", 2)
+    monkeypatch.setattr(vectors, "PART_S", part_s)
     forward, calls = encoder.net.forward, []
 
     def break_off(clips):

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.collections import LineCollection
 
 from shared.clips import Box, ClipIndex
-from shared.figures import VideoPicture, _outline, flow_colours, save, video_figure
+from shared.figures import VideoPicture, cell_outline, flow_colours, save, video_figure
 from shared.overview import StorePicture, store_figure
 
 
@@ -73,7 +73,7 @@ def test_outline_separates_hot_cells_from_the_rest(mask):
     """Every segment lies between a true and a false cell, and no such border is left out."""
     padded = np.pad(mask, 1)
     borders = (padded[1:] != padded[:-1]).sum() + (padded[:, 1:] != padded[:, :-1]).sum()
-    segments = _outline(mask, 8)
+    segments = cell_outline(mask, 8)
     assert len(segments) == len(set(segments)) == borders
     for (x0, y0), (x1, y1) in segments:
         x0, y0, x1, y1 = (int(round((value + 0.5) / 8)) for value in (x0, y0, x1, y1))
