@@ -1,4 +1,5 @@
-"""Softmax regression on frozen features by SGD, reading the training vectors from where they lie, memory or disk.
+"""Softmax or logistic regression on frozen features by SGD, reading the training vectors from where they lie, memory or
+disk.
 
 N training videos, M test videos, C features, K classes.
 """
@@ -22,11 +23,13 @@ def softmax_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, sett
                    seed: int, device: torch.device | str = "cpu") -> np.ndarray:
     """Logits (M, K) of one linear layer trained with cross-entropy; features standardised by the training videos'.
 
-    train (N, C), test (M, C): arrays or memory maps, read in parts: at most 16,384 rows at once; labels (N,) in [0, K).
+    train (N, C), test (M, C): arrays or memory maps, read in parts: at most 16,384 rows at once; labels (N,) in [0, K),
+    or (N, K) bool where several may hold: then the binary cross-entropy, summed over classes.
     normalise: features to length 1 first. The same seed gives the same logits.
     """
     prepare = Standard(train, normalise, device)
-    classes = int(labels.max()) + 1
+    several = labels.ndim == 2
+    classes = labels.shape[1] if several else int(labels.max()) + 1
     layer = nn.Linear(train.shape[1], classes).to(device)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -37,7 +40,10 @@ def softmax_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, sett
     for epoch in range(settings.epochs):
         for rows in batches(len(train), settings.batch, np.random.default_rng((seed, epoch))):
             x, y = prepare(train[rows]), torch.from_numpy(labels[rows]).to(device)
-            loss = F.cross_entropy(layer(x), y)
+            if several:
+                loss = F.binary_cross_entropy_with_logits(layer(x), y.float(), reduction="sum") / len(y)
+            else:
+                loss = F.cross_entropy(layer(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

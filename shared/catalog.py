@@ -4,12 +4,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared import ava, layouts, ssv2, vidsitu
 from shared.cli import RequestError, nearest
-from shared.layouts import LAYOUTS
 
 ENDINGS = frozenset("." + ending for ending in """
     3g2 3gp asf avi divx f4v flv m1v m2ts m2v m4v mjpeg mjpg mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts
     vob webm wmv y4m""".split())
+
+
+LAYOUTS = {"folder": layouts.folder, "synthetic": layouts.folder, "ucf101": layouts.ucf101, "hmdb51": layouts.hmdb51,
+           "kinetics400": layouts.kinetics400, "ssv2": ssv2.listing, "vidsitu": vidsitu.listing, "ava": ava.listing}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Catalog:
 
 
 def open_catalog(layout: str, root: Path, annotations: Path | None = None, dataset: str | None = None) -> Catalog:
-    """The videos under `root` as `layout` (folder, synthetic, ucf101, hmdb51, kinetics400) lists them.
+    """The videos under `root` as `layout`, one of LAYOUTS, lists them.
 
     annotations: the CSV of a folder, or the folder of the official lists; without it the usual places are looked at.
     A video on disk that the annotations do not name is counted as ignored and said in the notes.

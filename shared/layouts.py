@@ -1,12 +1,14 @@
-"""What the annotation files of a dataset say: ids, classes, groups, splits. One reader a layout, in LAYOUTS.
+"""What the annotation files of a dataset say: ids, classes, groups, splits. One reader a layout.
 
 A reader takes the videos root, the annotations the user gave (or None) and the videos found on disk (paths relative to
-the root), and returns a Listing; `shared.catalog` joins the two. A new layout is a new reader.
+the root), and returns a Listing; `shared.catalog`, which knows all layouts by name, joins the two. A new layout is a
+new reader; those whose annotations say more than a class a video have modules of their own (ssv2, vidsitu, ava).
 """
 
 import csv
 import difflib
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +78,7 @@ def folder(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listin
 def ucf101(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
     """classInd.txt, trainlist01-03.txt, testlist01-03.txt. Names match without case: the official lists and folders
     spell HandstandPushups in two ways."""
-    lists = _find(annotations, (root.parent / "ucfTrainTestlist", root / "ucfTrainTestlist"), "classInd.txt")
+    lists = find_lists(annotations, (root.parent / "ucfTrainTestlist", root / "ucfTrainTestlist"), "classInd.txt")
     classes = []
     for line, text in _lines(lists / "classInd.txt"):
         number, _, name = text.partition(" ")
@@ -113,7 +115,7 @@ def ucf101(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listin
     if not found:
         raise RequestError(f"no trainlist01.txt or testlist01.txt with a video in {lists}; expected the official lists")
     videos = {key: Listed(*said, tuple(splits[key])) for key, said in found.items()}
-    return Listing(tuple(classes), videos, lambda path: _stem(path).casefold(), _missing_lists(missing, lists))
+    return Listing(tuple(classes), videos, lambda path: stem_of(path).casefold(), missing_lists(missing, lists))
 
 
 def hmdb51(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
@@ -123,7 +125,7 @@ def hmdb51(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listin
     `<class>/<name>`.
     """
     name = "testTrainMulti_7030_splits"
-    lists = _find(annotations, (root.parent / name, root / name), "*_test_split?.txt")
+    lists = find_lists(annotations, (root.parent / name, root / name), "*_test_split?.txt")
     found, classes, files = {}, set(), set()
     for file in sorted(lists.glob("*_test_split?.txt")):
         match = re.fullmatch(r"(.+)_test_split([123])\.txt", file.name)
@@ -152,8 +154,8 @@ def hmdb51(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listin
         source, marked, _ = stem.partition(f"_{class_name}_")
         videos[key] = Listed(key if stems[stem] > 1 else stem, class_name, source if marked else "",
                              tuple(sorted(splits, key=lambda split: (split[-1], split != "train" + split[-1]))))
-    return Listing(tuple(sorted(classes)), videos, lambda path: f"{PurePosixPath(path).parent.name}/{_stem(path)}",
-                   _missing_lists(missing, lists))
+    return Listing(tuple(sorted(classes)), videos, lambda path: f"{PurePosixPath(path).parent.name}/{stem_of(path)}",
+                   missing_lists(missing, lists))
 
 
 def kinetics400(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
@@ -164,7 +166,7 @@ def kinetics400(root: Path, annotations: Path | None, paths: Sequence[str]) -> L
     if annotations is not None and annotations.is_file():
         files = [annotations]
     else:
-        lists = _find(annotations, (root.parent / "annotations", root / "annotations", root), "*.csv")
+        lists = find_lists(annotations, (root.parent / "annotations", root / "annotations", root), "*.csv")
         files = [file for file in sorted(lists.glob("*.csv")) if _kinetics_split(file)]
         if not files:
             raise RequestError(f"no train.csv, val.csv, validate.csv or test.csv in {lists}; "
@@ -190,10 +192,7 @@ def kinetics400(root: Path, annotations: Path | None, paths: Sequence[str]) -> L
             splits = (*before.splits, split) if before else (split,)
             videos[stem] = Listed(stem, label, row["youtube_id"], tuple(dict.fromkeys(splits)))
             origin[stem] = f"{file.name} line {line}"
-    return Listing(_classes(videos), videos, _stem)
-
-
-LAYOUTS = {"folder": folder, "synthetic": folder, "ucf101": ucf101, "hmdb51": hmdb51, "kinetics400": kinetics400}
+    return Listing(_classes(videos), videos, stem_of)
 
 
 def _first_folder(path: str) -> str:
@@ -201,7 +200,8 @@ def _first_folder(path: str) -> str:
     return first if slash else ""
 
 
-def _stem(path: str) -> str:
+def stem_of(path: str) -> str:
+    """The file's name without its folders and its ending."""
     return path.rpartition("/")[2].rpartition(".")[0]
 
 
@@ -220,13 +220,13 @@ def _kinetics_split(file: Path) -> str:
     return last if last in KINETICS_SPLITS else ""
 
 
-def _missing_lists(missing: list[str], lists: Path) -> tuple[str, ...]:
+def missing_lists(missing: list[str], lists: Path) -> tuple[str, ...]:
     if not missing:
         return ()
     return (f"{len(missing)} split lists are not in {lists} (first {missing[0]}): their splits are empty",)
 
 
-def _find(given: Path | None, candidates: Sequence[Path], pattern: str) -> Path:
+def find_lists(given: Path | None, candidates: Sequence[Path], pattern: str) -> Path:
     """The first folder that holds a file like `pattern`; raises RequestError naming where it looked."""
     looked = [given] if given is not None else candidates
     for path in looked:
@@ -238,12 +238,13 @@ def _find(given: Path | None, candidates: Sequence[Path], pattern: str) -> Path:
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """(line number, stripped text) of every line that is not blank."""
-    for line, text in enumerate(_text(file).split("\n"), 1):
+    for line, text in enumerate(read_text(file).split("\n"), 1):
         if text.strip():
             yield line, text.strip()
 
 
-def _text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """Raises RequestError for a file that cannot be read or is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -252,12 +253,25 @@ def _text(file: Path) -> str:
         raise RequestError(f"cannot read {file}: {error.strerror}; give an existing file as --annotations") from None
 
 
+def read_document(file: Path, kind: type):
+    """The JSON document of an official file, a list or a dict as `kind` says. Raises RequestError for another."""
+    try:
+        document = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{file} line {error.lineno} is no JSON ({error.msg}); download the official file anew") \
+            from None
+    if not isinstance(document, kind):
+        raise RequestError(f"{file} holds a JSON {type(document).__name__}; expected a {kind.__name__}, as in the "
+                           "official file")
+    return document
+
+
 def _rows(file: Path, known: Sequence[str], required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, known column -> stripped cell) of every row of a CSV with a header; other columns are left alone.
 
     A known column that is missing while an unknown one nearly bears its name is a misspelling and refused.
     """
-    reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         for name in header:

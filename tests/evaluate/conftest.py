@@ -18,14 +18,15 @@ RECIPE = {"flow": {"backend": "cpu", "preset": "default"}, "motion": {"border_px
 
 @pytest.fixture(scope="session")
 def write_store():
-    """write_store(path, {id: VideoRow fields and `rgb` (T, 64, 80, 3) uint8}, classes) -> path."""
+    """write_store(path, {id: VideoRow fields, `rgb` (T, 64, 80, 3) uint8, perhaps `maps` (T, 8, 10) float32}, classes)
+    -> path. Without maps all of the frame moves alike."""
     def write(path, videos, classes=("a", "b")):
         geometry = ClipGeometry.parse("8x2")
         writer = PackWriter(path, "pack0", FRAME, geometries=[geometry],
                             attributes={"backend": "cpu", "recipe_hash": pack_recipe_hash(RECIPE)})
         for name, fields in videos.items():
             rgb = fields.pop("rgb")
-            maps = np.full((len(rgb), FRAME[0] // 8, FRAME[1] // 8), 0.25, np.float32)
+            maps = fields.pop("maps", np.full((len(rgb), FRAME[0] // 8, FRAME[1] // 8), 0.25, np.float32))
             indexer = ClipIndexer(geometry, 4)
             indexer.append(maps, t_motion(maps))
             writer.begin_video()
@@ -90,3 +91,86 @@ def checkpoint(tmp_path_factory):
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0, "in_batch_accuracy": 0.1}\n'
                                        '{"step": 2, "loss": 2.0, "in_batch_accuracy": 0.4}\n{"step": 3, "lo')
     return run / "last.pt"
+
+
+@pytest.fixture(scope="session")
+def film():
+    """film(path, frames (T, H, W, 3) uint8, rate=8, codec="libx264") -> path: a video file of these frames."""
+    import av
+
+    options = {"libx264": {"qp": "12", "preset": "ultrafast"}, "libvpx": {"crf": "8", "b": "4M", "threads": "1"}}
+
+    def write(path, frames, rate=8, codec="libx264"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=rate, options=options[codec])
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+        return path
+    return write
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """pack(dataset, videos, annotations, store) -> store: preprocess.run in this process, at its fastest."""
+    from preprocess import run
+
+    def preprocess(dataset, videos, annotations, store):
+        code = run.main(["--dataset", dataset, "--videos", str(videos), "--annotations", str(annotations), "--store",
+                         str(store), "--engine", "serial", "--flow", "cpu", "--set", "preset=fast", "--set",
+                         "geometries=8x2", "--set", "threads=1"])
+        assert code == 0
+        return store
+    return preprocess
+
+
+@pytest.fixture(scope="session")
+def make_moving(tmp_path_factory, write_store, make_video):
+    """make_moving(name, motion_seed) -> a store whose videos each have a blob of motion of their own: 8 in train, 10 in
+    test, of two classes and three groups. The pixels are always the same."""
+    def make(name, motion_seed=0):
+        rng, videos = np.random.default_rng(motion_seed), {}
+        rows, columns = np.mgrid[:8, :10]
+        for i in range(18):
+            y, x, strength = rng.uniform(1, 7), rng.uniform(2, 8), rng.uniform(0.1, 1)
+            blob = strength * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 2)
+            videos[f"v{i:02d}"] = dict(
+                rgb=make_video(24, i), maps=(blob * rng.uniform(0.5, 1.5, (24, 1, 1))).astype(np.float32), label=i % 2,
+                class_name="slide" if i % 2 else "spin", group=f"g{i // 8}", splits=("train" if i < 8 else "test",))
+        return write_store(tmp_path_factory.mktemp(name) / "store", videos, ("spin", "slide"))
+    return make
+
+
+@pytest.fixture(scope="session")
+def moving(make_moving):
+    return make_moving("moving")
+
+
+@pytest.fixture(scope="session")
+def contrastive(tmp_path_factory):
+    """A whole checkpoint of mcl-tiny whose two encoders and statistics have moved apart."""
+    import torch
+
+    from shared.nn import checkpoint
+    from shared.nn.backbones import build_backbone
+    from shared.pretraining import load_training
+    from train.moco import Learner
+
+    torch.manual_seed(11)
+    training = load_training("mcl-tiny")
+    learner = Learner(lambda: build_backbone("r2plus1d_tiny"), training.recipe)
+    with torch.no_grad():
+        for parameter in learner.key.parameters():
+            parameter.add_(0.1 * parameter.std(correction=0) * torch.randn_like(parameter))
+        for _ in range(20):
+            for encoder in (learner.query, learner.key):
+                encoder(torch.randn(8, 3, 8, 48, 48), ["inter"])
+    path = tmp_path_factory.mktemp("contrastive") / "last.pt"
+    state = dict.fromkeys(checkpoint.KEYS) | {
+        "format": checkpoint.FORMAT, "pipeline": "mcl-tiny", "recipe": training.recipe.to_dict(), "step": 20,
+        "epoch": 1, "learner": learner.state_dict(), "provenance": {"stores": [], "init": None, "bn_group": 8}}
+    checkpoint.save(path, state)
+    return path
