@@ -1,4 +1,4 @@
-# demo, test, bench and gpu each create the virtual environment first. `make gpu PY=python3` uses one that exists.
+# demo, test, bench, learn and gpu each create the virtual environment first. `make gpu PY=python3` uses one that exists.
 PYTHON ?= python3
 comma := ,
 VENV ?= .venv
@@ -12,8 +12,8 @@ else
 READY := $(VENV)/.ready-$(EXTRAS)
 endif
 
-.PHONY: demo test bench gpu
-demo test bench gpu: $(READY)
+.PHONY: demo test bench learn gpu
+demo test bench learn gpu: $(READY)
 
 $(VENV)/.ready-$(EXTRAS): setup.cfg constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; say make PYTHON=python3.12')"
@@ -28,12 +28,15 @@ demo:
 	$(PY) -m preprocess.show $(DEMO)/store --out $(DEMO)/store.png
 	$(PY) -m preprocess.show $(DEMO)/store --video circle/circle_0001.mp4 --out $(DEMO)/video.png
 	$(PY) train/main.py --pipeline mcl-tiny --store $(DEMO)/store --run $(DEMO)/run --resume auto --set steps=40
+	$(PY) -m evaluate.run --protocol linear,retrieval,saliency,controls --checkpoint $(DEMO)/run/last.pt \
+		--store $(DEMO)/store --out $(DEMO)/results --set supervised_steps=100
 	@echo
-	@echo "Look at $(DEMO)/video.png and $(DEMO)/store.png, at $(DEMO)/run/metrics.jsonl, and at the training in pictures:"
-	@echo "  $(dir $(PY))tensorboard --logdir $(DEMO)/run"
-	@echo "Then try your own videos (a folder of <class>/<video>):"
+	@echo "The training in pictures:  $(dir $(PY))tensorboard --logdir $(DEMO)/run"
+	@echo "Your own videos (a folder of <class>/<video>):"
 	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours --plan"
 	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours"
+	@echo "Open and look: $(DEMO)/video.png, $(DEMO)/store.png, and the report of this run, which ends the demo:"
+	@echo "  $(DEMO)/results/report.html"
 
 test:
 	$(PY) -m pytest -q -m "not gpu" -n 2 --dist loadfile --durations=15
@@ -51,6 +54,9 @@ bench:
 	$(PY) tests/bench/loader.py
 	$(PY) tests/bench/step.py
 	$(PY) tests/bench/features.py
+
+learn:
+	$(PY) tests/bench/learning.py
 
 gpu:
 	$(PY) -m pytest -q -m gpu

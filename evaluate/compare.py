@@ -1,7 +1,12 @@
-"""`evaluate.run --compare RUN...`: several evaluations side by side, one table and one figure."""
+"""`evaluate.run --compare RUN...`: several evaluations side by side, one table and one figure.
 
+Runs of several protocols, such as all those of one checkpoint, also bring all their figures and tables into the page.
+"""
+
+import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +15,8 @@ from evaluate import pictures, report
 from evaluate.protocol import Figure, Table
 from shared import figures
 from shared.cli import RequestError
+
+MOST_COLUMNS = 6      # metrics up to which each has a column; more are a line each, which a phone can hold
 
 
 def compare(folders: Sequence[Path], out: Path) -> str:
@@ -23,6 +30,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     documents = [report.read_metrics(folder) for folder in folders]
     names = _names(folders)
     several = len({document["protocol"] for document in documents}) > 1
+    methods = _methods(names, documents)
     columns: dict[str, tuple[str, str]] = {}          # shown name -> (protocol, metric)
     for document in documents:
         for metric in document["metrics"]:
@@ -30,29 +38,96 @@ def compare(folders: Sequence[Path], out: Path) -> str:
             columns.setdefault(label, (document["protocol"], metric))
 
     def matrix(part: str) -> np.ndarray:
-        return np.array([[document[part].get(metric) if document["protocol"] == protocol else None
-                          for protocol, metric in columns.values()] for document in documents], np.float64)
+        """(methods, metrics) percent, NaN for none."""
+        return np.array([[next((one[part].get(metric) for one in some if one["protocol"] == protocol), None)
+                          for protocol, metric in columns.values()] for some in methods.values()], np.float64)
 
     values, spreads, chance = matrix("metrics"), matrix("spread"), matrix("chance")
-    rows = [[name, len(document.get("runs", [])), *map(_cell, values[i], spreads[i])]
-            for i, (name, document) in enumerate(zip(names, documents))]
-    table = Table("Side by side", ["evaluation", "runs", *(f"{column}, %" for column in columns)], rows)
+    table = _by_method(methods, columns, values, spreads) if len(columns) <= MOST_COLUMNS else \
+        _by_metric(methods, columns, values, spreads, chance)
     path = out / "compare.png"
-    figures.save(pictures.compare_figure(names, list(columns), values, spreads, chance), path)
+    figures.save(pictures.compare_figure(list(methods), list(columns), values, spreads, chance), path)
     notes = _unlike(names, documents)
     report.write_metrics(out, {
         "protocol": "compare", "runs": [{"name": name, "folder": str(folder), "protocol": document["protocol"]}
                                         for name, folder, document in zip(names, folders, documents)],
-        "metrics": {f"{name}/{metric}": value for name, document in zip(names, documents)
-                    for metric, value in document["metrics"].items()},
-        "spread": {f"{name}/{metric}": value for name, document in zip(names, documents)
-                   for metric, value in document["spread"].items()},
-        "chance": {f"{name}/{metric}": value for name, document in zip(names, documents)
-                   for metric, value in document["chance"].items()}, "notes": notes})
+        **{part: {f"{name}/{metric}": value for name, document in zip(names, documents)
+                  for metric, value in document[part].items()} for part in ("metrics", "spread", "chance")},
+        "notes": notes})
     caption = "Percent; whiskers: one standard deviation over the runs; dotted: chance."
-    report.write_page(out / report.REPORT, f"Comparison of {len(names)} evaluations", [
-        report.notes_html(notes), report.table_html(table), report.figure_html(Figure(path, caption))])
-    return _text(table)
+    parts = [report.notes_html(notes), report.table_html(table), report.figure_html(Figure(path, caption))]
+    title = f"Comparison of {len(names)} evaluations"
+    if len(methods) == 1:
+        title = f"{next(iter(methods))}: {', '.join(document['protocol'] for document in documents)}"
+    report.write_page(out / report.REPORT, title, parts + (_sections(folders, names, documents) if several else []))
+    return report.table_text(table)
+
+
+def _methods(names: Sequence[str], documents: Sequence[Mapping]) -> dict[str, list[Mapping]]:
+    """The evaluations that stand in one line: those of the same checkpoints, each by another protocol; by a name."""
+    found: dict[tuple, list[tuple[str, Mapping]]] = {}
+    for name, document in zip(names, documents):
+        key = tuple(one.get("sha256") for one in document.get("checkpoints", [])) or name
+        while any(document["protocol"] == other["protocol"] for _, other in found.get((key,), ())):
+            key = key, name                            # the same protocol twice: other settings, a line of its own
+        found.setdefault((key,), []).append((name, document))
+    named = {}
+    for some in found.values():
+        first, document = some[0]
+        own = "/".join(Path(document["checkpoint"]["checkpoint"]).parts[-2:]) if len(some) > 1 else first
+        named[own if own not in named else f"{own} ({first})"] = [document for _, document in some]
+    return named
+
+
+def _by_method(methods: Mapping, columns: Mapping, values: np.ndarray, spreads: np.ndarray) -> Table:
+    rows = [[name, max(len(one.get("runs", [])) for one in some), *map(_cell, values[i], spreads[i])]
+            for i, (name, some) in enumerate(methods.items())]
+    return Table("Side by side", ["evaluation", "runs", *(f"{column}, %" for column in columns)], rows)
+
+
+def _by_metric(methods: Mapping, columns: Mapping, values: np.ndarray, spreads: np.ndarray,
+               chance: np.ndarray) -> Table:
+    """A line a metric: every method, chance, and what an evaluation has measured beside its checkpoint."""
+    beside: dict[str, dict[tuple[str, str], float]] = {}
+    for some in methods.values():
+        for document in some:
+            for other, found in document.get("beside", {}).items():
+                for metric, value in found.items():
+                    beside.setdefault(other, {}).setdefault((document["protocol"], metric), value)
+    rows = []
+    for i, (label, at) in enumerate(columns.items()):
+        known = chance[:, i][np.isfinite(chance[:, i])]
+        rows.append([label, *map(_cell, values[:, i], spreads[:, i]), float(known[0]) if len(known) else None,
+                     *(found.get(at) for found in beside.values())])
+    return Table("Side by side", ["%", *methods, "chance", *beside], rows)
+
+
+def _sections(folders: Sequence[Path], names: Sequence[str], documents: Sequence[Mapping]) -> list[str]:
+    """Every run's numbers, notes, figures and tables; then once what several show: learning curves, the store."""
+    shown, seen = [_figures(folder, document) for folder, document in zip(folders, documents)], Counter()
+    for some in shown:
+        seen.update(some.keys())
+    parts = []
+    for name, document, some in zip(names, documents, shown):
+        title = document["protocol"] if name.endswith(document["protocol"]) else f"{document['protocol']}: {name}"
+        own = [figure for digest, figure in some.items() if seen[digest] == 1]
+        parts += [report.section(title, report.cards_html(document) + report.notes_html(document.get("notes", ()))
+                                 + report.figures_html(own))]
+        parts += [report.subsection(table["title"], report.table_html(Table(**table)))
+                  for table in document.get("tables", [])]
+    common = {digest: figure for some in shown for digest, figure in some.items() if seen[digest] > 1}
+    return [*parts, *([report.section("All of them", report.figures_html(list(common.values())))] if common else [])]
+
+
+def _figures(folder: Path, document: Mapping) -> dict[bytes, Figure]:
+    """A run's figures by the digest of their bytes. Raises RequestError for one that is gone."""
+    found = {}
+    for one in document.get("figures", []):
+        path = (folder if folder.is_dir() else folder.parent) / one["file"]
+        if not path.is_file():
+            raise RequestError(f"{path} is gone, which the report of {folder} shows; run that evaluation again")
+        found[hashlib.sha256(path.read_bytes()).digest()] = Figure(path, one["caption"], one["wide"])
+    return found
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -86,11 +161,3 @@ def _cell(value: float, spread: float) -> str | None:
     if not np.isfinite(value):
         return None
     return f"{value:.1f} ± {spread:.1f}" if np.isfinite(spread) else f"{value:.1f}"
-
-
-def _text(table: Table) -> str:
-    """The table for a terminal."""
-    lines = [["-" if cell is None else str(cell) for cell in row] for row in (table.columns, *table.rows)]
-    first, *widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths))])
-                     for name, *cells in lines)

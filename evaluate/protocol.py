@@ -65,9 +65,101 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
+class Finetune:
+    """Supervised training of the backbone and one linear layer, and its test.
+
+    epochs: over the training videos, one clip of each; steps: updates instead, where above 0; batch: clips a forward,
+    all ranks; accumulate: forwards an update; bn_group: clips that share BN statistics; dropout: of the pooled feature;
+    clip_norm: of the gradient, 0 for none; rand_n, rand_m: operations and magnitude (0 to 30) of RandAugment; flip:
+    half of the clips, in training, or `auto`: where classes do not tell left from right; area_*: crop's share of the
+    frame; aspect_*: width over height; precision: float32 or bf16 autocast; crops: along the longer side at the test,
+    1 or 3; test_size: pixels of such a crop, 0 for the short edge.
+    """
+
+    epochs: int
+    steps: int
+    batch: int
+    accumulate: int
+    bn_group: int
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    clip_norm: float
+    dropout: float
+    rand_n: int
+    rand_m: int
+    flip: bool | str
+    area_min: float
+    area_max: float
+    aspect_min: float
+    aspect_max: float
+    precision: str
+    crops: int
+    test_size: int
+
+
+@dataclass(frozen=True)
+class Saliency(FeatureSettings):
+    """How a clip is looked at, as FeatureSettings, one in the middle unless more are asked for. of: the score whose
+    gradient is taken, `similarity` of query and key, `class`, or `auto`: the class where there is a classifier;
+    class_name: empty for the class that the network says; shown: clips in the figure."""
+
+    of: str
+    class_name: str
+    shown: int
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What is motion and what is background, on the synthetic set. neighbours: that vote in kNN; untrained: random
+    initialisations, averaged; supervised_steps: of the supervised baseline; truth: whether to score against what lies
+    beside the videos; videos: their folder, empty for the one that the store was made from; moments: clips a video of
+    the dense probe; ridge: its penalty, as a share of each channel's variance."""
+
+    neighbours: int
+    untrained: int
+    supervised_steps: int
+    truth: bool
+    videos: str
+    moments: int
+    ridge: float
+
+
+@dataclass(frozen=True)
+class Verbs:
+    """classifier: `softmax` on frozen features, or `finetune`: the whole network, each event a sample; recall_events:
+    of how many events at least two annotators must have named a verb for it to count in recall@5."""
+
+    classifier: str
+    recall_events: int
+
+
+@dataclass(frozen=True)
+class Detection:
+    """classifier: `sigmoid` an action on frozen features, or `finetune`: the whole network, each person a sample; clip:
+    LxS about the keyframe, empty for the checkpoint's own; short_edge: pixels of the whole frame's short side, 0 for
+    the 256 at 224 of the paper, alike at other sizes; bins: of RoIAlign, a side; boxes: a CSV of person boxes to test
+    on, empty for the annotated ones; box_score: the least that such a box must have; kept: answers a keyframe, 0 for
+    all; iou: that a right box must have; start_s: seconds of the movie at which the videos begin, -1 to tell from
+    their lengths whether they are whole (0) or cut (900); shown: keyframes in the figure."""
+
+    classifier: str
+    clip: str
+    short_edge: int
+    bins: int
+    boxes: str
+    box_score: float
+    kept: int
+    iou: float
+    start_s: float
+    shown: int
+
+
+@dataclass(frozen=True)
 class RunEvaluation:
     """Where and how. device: auto, cpu or cuda; batch: clips a forward; workers: threads that decode (-1: the cores, at
-    most 8); threads: of torch (0: the cores over the ranks)."""
+    most 8), in a training processes (-1: one a core that is left); threads: of torch (0: the cores over the ranks)."""
 
     device: str
     batch: int
@@ -83,23 +175,35 @@ class Settings:
     linear: Linear
     softmax: Softmax
     retrieval: Retrieval
+    finetune: Finetune
+    verbs: Verbs
+    detection: Detection
+    saliency: Saliency
+    controls: Controls
     run: RunEvaluation
 
 
 @dataclass(frozen=True)
 class Protocol:
     """module: with `run`; sections: of the settings that it reads, `run` beside; takes: flags of evaluate.run beyond
-    those that all take; grouped: whether --leave-out group applies."""
+    those that all take; grouped: whether --leave-out group applies; tests: what its test split is usually called."""
 
     module: str
     sections: tuple[str, ...]
     takes: tuple[str, ...] = ()
     grouped: bool = False
+    tests: tuple[str, ...] = ("test", "test1", "val")
 
 
 PROTOCOLS = {
     "linear": Protocol("evaluate.linear", ("features", "linear", "softmax"), grouped=True),
     "retrieval": Protocol("evaluate.retrieval", ("features", "retrieval"), grouped=True),
+    "verbs": Protocol("evaluate.verbs", ("features", "verbs", "softmax", "finetune"), ("annotations",), tests=("val",)),
+    "detection": Protocol("evaluate.detection", ("detection", "softmax", "finetune"), ("annotations",),
+                          tests=("val",)),
+    "finetune": Protocol("evaluate.finetune", ("features", "finetune")),
+    "saliency": Protocol("evaluate.saliency", ("saliency",), ("against",), grouped=True),
+    "controls": Protocol("evaluate.controls", ("features", "linear", "softmax", "controls")),
 }
 
 
@@ -109,7 +213,8 @@ class Request:
 
     encoder: the checkpoint, opened; store: its folder or URL; train_split, test_split: names; with `leave_out` the test
     videos are one group after the other of train_split (None: all videos) and test_split is None; out: where its
-    figures and whatever it keeps go, a folder that exists; against: another checkpoint, for protocols that take one.
+    figures and whatever it keeps go, a folder that exists; against: another checkpoint, for protocols that take one;
+    annotations: the official files' folder, alike.
     """
 
     protocol: str
@@ -124,6 +229,7 @@ class Request:
     out: Path
     world: "World"
     against: str | None = None
+    annotations: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -149,12 +255,14 @@ class Result:
     """What a run found.
 
     metrics: name -> percent, those of one protocol always under the same names; chance: the same names where chance is
-    known, percent; trials: of metrics that are shares of independent trials, how many, for their interval; counts:
-    videos, classes, clips, ...; notes: what the reader must know, a sentence each.
+    known, percent; beside: what others score, by their names, such as random initialisation; trials: of metrics that
+    are shares of independent trials, how many, for their interval; counts: videos, classes, clips, ...; notes: what the
+    reader must know, a sentence each.
     """
 
     metrics: dict[str, float]
     chance: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)
     trials: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int | float] = field(default_factory=dict)
     figures: Sequence[Figure] = ()
@@ -182,19 +290,54 @@ def load_settings(protocol: str, asked: Sequence[str], path: Path | None = None)
     return settings
 
 
+def share_settings(protocols: Sequence[str], asked: Sequence[str]) -> dict[str, list[str]]:
+    """Each `key=value` for those of several protocols that have the setting. Raises RequestError where none has it."""
+    types = {part.name: part.type for part in dataclasses.fields(Settings)}
+
+    def has(protocol: str, key: str) -> bool:
+        names = [(section, part.name) for section in (*find_protocol(protocol).sections, "run")
+                 for part in dataclasses.fields(types[section])]
+        return any(key in (name, f"{section}.{name}") for section, name in names)
+
+    shared = {protocol: [one for one in asked if has(protocol, one.partition("=")[0].strip())]
+              for protocol in protocols}
+    for one in asked:
+        if not any(one in some for some in shared.values()):
+            load_settings(protocols[0], [one])       # its complaint names the nearest
+    return shared
+
+
 def check(settings: Settings) -> None:
     """Refuse values that no run can have. Raises RequestError naming the setting."""
     least = {"features.clips": 1, "features.size": 0, "features.short_edge": 0, "softmax.epochs": 1, "softmax.batch": 1,
-             "softmax.weight_decay": 0, "retrieval.block": 1, "retrieval.shown": 0, "run.batch": 1, "run.workers": -1,
-             "run.threads": 0}
+             "softmax.weight_decay": 0, "retrieval.block": 1, "retrieval.shown": 0, "finetune.steps": 0,
+             "finetune.epochs": 1, "finetune.batch": 2, "finetune.accumulate": 1, "finetune.bn_group": 2,
+             "finetune.weight_decay": 0, "finetune.clip_norm": 0, "finetune.rand_n": 0, "finetune.rand_m": 0,
+             "finetune.test_size": 0,
+             "saliency.clips": 1, "saliency.size": 0,
+             "saliency.short_edge": 0, "saliency.shown": 0, "controls.neighbours": 1,
+             "controls.untrained": 1, "controls.supervised_steps": 1, "controls.moments": 2, "controls.ridge": 0,
+             "run.batch": 1, "run.workers": -1, "run.threads": 0, "verbs.recall_events": 1,
+             "detection.short_edge": 0, "detection.bins": 1, "detection.kept": 0,
+             "detection.box_score": 0, "detection.start_s": -1, "detection.shown": 0}
     for key, low in least.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(settings, section), name)
         if value < low:
             raise RequestError(f"{key} is {value}; expected at least {low}")
-    for key, value in {"linear.c": settings.linear.c, "softmax.lr": settings.softmax.lr}.items():
+    for key, value in {"linear.c": settings.linear.c, "softmax.lr": settings.softmax.lr,
+                       "finetune.lr": settings.finetune.lr}.items():
         if not value > 0:
             raise RequestError(f"{key} is {value}; expected above 0")
+    if settings.verbs.classifier not in ("softmax", "finetune"):
+        raise RequestError(f"verbs.classifier is {settings.verbs.classifier!r}; expected softmax or finetune")
+    if settings.detection.classifier not in ("sigmoid", "finetune"):
+        raise RequestError(f"detection.classifier is {settings.detection.classifier!r}; expected sigmoid or finetune")
+    if not 0 < settings.detection.iou <= 1:
+        raise RequestError(f"detection.iou is {settings.detection.iou}; expected above 0, at most 1")
+    _check_finetune(settings.finetune)
+    if settings.saliency.of not in ("auto", "similarity", "class"):
+        raise RequestError(f"saliency.of is {settings.saliency.of!r}; expected auto, similarity or class")
     if settings.linear.classifier not in ("svm", "softmax"):
         raise RequestError(f"linear.classifier is {settings.linear.classifier!r}; expected svm or softmax")
     if settings.linear.search and settings.linear.classifier != "svm":
@@ -206,9 +349,32 @@ def check(settings: Settings) -> None:
                            f"{settings.features.size} px; expected a short edge that holds the centre crop")
 
 
+def _check_finetune(f: Finetune) -> None:
+    for key, value, fits in (("momentum", f.momentum, 0 <= f.momentum < 1), ("dropout", f.dropout, 0 <= f.dropout < 1)):
+        if not fits:
+            raise RequestError(f"finetune.{key} is {value}; expected at least 0 and below 1")
+    if f.nesterov and not f.momentum:
+        raise RequestError("finetune.nesterov is true without momentum; add --set nesterov=false")
+    for key, low, high in (("area", f.area_min, f.area_max), ("aspect", f.aspect_min, f.aspect_max)):
+        if not 0 < low <= high or key == "area" and high > 1:
+            raise RequestError(f"finetune.{key}_min is {low}, {key}_max {high}; expected 0 < min <= max"
+                               + (" <= 1" if key == "area" else ""))
+    if f.rand_m > 30:
+        raise RequestError(f"finetune.rand_m is {f.rand_m}; expected a magnitude of at most 30")
+    if isinstance(f.flip, str) and f.flip != "auto":
+        raise RequestError(f"finetune.flip is {f.flip!r}; expected auto, true or false")
+    if f.precision not in ("float32", "bf16"):
+        raise RequestError(f"finetune.precision is {f.precision!r}; expected float32 or bf16")
+    if f.crops not in (1, 3):
+        raise RequestError(f"finetune.crops is {f.crops}; expected 1 (centre) or 3 (along the longer side)")
+
+
 def used(protocol: str, settings: Settings) -> dict[str, dict]:
     """The sections that the protocol reads, as plain dictionaries, for the report."""
-    sections = find_protocol(protocol).sections
-    if settings.linear.classifier != "softmax":
-        sections = [name for name in sections if name != "softmax"]
+    sections, unused = find_protocol(protocol).sections, set()
+    if "linear" in sections and settings.linear.classifier != "softmax":
+        unused.add("softmax")
+    for name in {"verbs", "detection"}.intersection(sections):
+        unused.add("softmax" if getattr(settings, name).classifier == "finetune" else "finetune")
+    sections = [name for name in sections if name not in unused]
     return {name: dataclasses.asdict(getattr(settings, name)) for name in sections}

@@ -6,6 +6,7 @@ The page needs nothing but itself: figures are data URIs, the style is inside. I
 import base64
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,13 +20,16 @@ from shared.cli import RequestError
 from shared.store.record import write_atomic
 
 METRICS, REPORT = "metrics.json", "report.html"
-NUMBER = re.compile(r"[\d.]+( ± [\d.]+)?")
+NUMBER = re.compile(r"[-+]?[\d.]+( ± [\d.]+)?(; \d+ of \d+| \(\d+ of \d+\))?")
+HEAD = 16             # characters of a column's name a line, in a terminal
+WHOLE = 16            # characters of a name that is not broken, on a page
 PACKAGES = "motionpack", "torch", "numpy", "scikit-learn"
 STYLE = """
 *{box-sizing:border-box}body{margin:0 auto;padding:1.2rem 1rem 3rem;max-width:62rem;background:#fff;color:#1c2228;
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.12rem;margin:2.2rem 0 .6rem;padding-top:.5rem;
-border-top:1px solid #dde2e7}p{margin:.5rem 0}.quiet{color:#5a6570;font-size:.9rem}
+border-top:1px solid #dde2e7}h3{font-size:1rem;margin:1.4rem 0 .4rem}
+p{margin:.5rem 0}.quiet{color:#5a6570;font-size:.9rem}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1rem 0}
 .card{border:1px solid #dde2e7;border-radius:.5rem;padding:.6rem .8rem}.card b{display:block;font-size:1.75rem;
 line-height:1.2;font-variant-numeric:tabular-nums}.card span{display:block;color:#5a6570;font-size:.82rem}
@@ -33,15 +37,18 @@ line-height:1.2;font-variant-numeric:tabular-nums}.card span{display:block;color
 .notes{border-left:4px solid #e8a33d;background:#fdf7ec;padding:.4rem .9rem;margin:1rem 0}.notes p{margin:.3rem 0}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}table{border-collapse:collapse;font-size:.9rem;width:100%}
 th,td{padding:.32rem .6rem;text-align:left;border-bottom:1px solid #e8ecef;vertical-align:top}
-th{color:#5a6570;font-weight:600;border-bottom:2px solid #cfd6dc}td.n,th.n{text-align:right;white-space:nowrap;
-font-variant-numeric:tabular-nums}td.key{color:#5a6570;white-space:nowrap}td.value{overflow-wrap:anywhere}
+th{color:#5a6570;font-weight:600;border-bottom:2px solid #cfd6dc}td.n,th.n{text-align:right;
+font-variant-numeric:tabular-nums}td.n{white-space:nowrap}td.key{color:#5a6570;white-space:nowrap}td.value{overflow-wrap:anywhere}
 figure{margin:1rem 0;break-inside:avoid}figure img{max-width:100%;height:auto;display:block}
 figcaption{color:#5a6570;font-size:.85rem;margin-top:.3rem}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:0 1.2rem}
 .figures .wide{grid-column:1/-1}details{margin:.4rem 0}summary{cursor:pointer;color:#1f5a94}
-@media(max-width:34rem){body{font-size:15px}td.key{white-space:normal}}
-@media print{body{max-width:none;padding:0;font-size:10.5pt}h2{break-after:avoid}.scroll{overflow:visible}
-tr{break-inside:avoid}details>*{display:block}a{color:inherit}}
+.w{white-space:nowrap}@media(max-width:34rem){body{font-size:15px}td.key{white-space:normal}figure{overflow-x:auto}
+.wide img{max-width:44rem}.scroll td:first-child{min-width:8.5rem}}
+@media print{body{max-width:none;padding:0;font-size:10.5pt}h2,h3{break-after:avoid}.scroll{overflow:visible}
+table{font-size:9pt}th,td{padding:.2rem .5rem}.card{break-inside:avoid}figure img{max-height:22cm}
+tr{break-inside:avoid}a{color:inherit}
+details::details-content{content-visibility:visible;block-size:auto}details>*{display:block}}
 """
 
 
@@ -73,6 +80,8 @@ def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints
         "mean": {name: mean for name, (mean, _) in over_all.items()},
         "spread": {name: spread for name, (_, spread) in over_all.items()},
         "chance": dict(first.result.chance),
+        "beside": {method: {name: metrics.mean_spread([run.result.beside[method][name] for run in headline])[0]
+                            for name in values} for method, values in first.result.beside.items()},
         "interval": {name: [100 * end for end in metrics.interval(first.result.metrics[name] / 100, trials)]
                      for name, trials in first.result.trials.items()} if len(runs) == 1 else {},
         "seeds": sorted({run.seed for run in runs}),
@@ -125,35 +134,53 @@ def read_metrics(folder: Path) -> dict:
 
 
 def summary_line(document: Mapping, path: Path) -> str:
-    """One line: protocol, every metric with its spread and chance, how many videos and runs, where the report is."""
+    """One line: protocol, every metric with its spread, chance and what stands beside it, how many videos and runs,
+    where the report is."""
     parts = []
     for name, value in document["metrics"].items():
         spread, chance = document["spread"].get(name), document["chance"].get(name)
+        known = ", ".join(f"{method} {number:.1f}" for method, number in
+                          (("chance", chance), *_beside(document, name)) if number is not None)
         parts.append(f"{name} {value:.1f}{f' ± {spread:.1f}' if spread is not None else ''}"
-                     f"{f' (chance {chance:.1f})' if chance is not None else ''}")
+                     f"{f' ({known})' if known else ''}")
     runs, tested = len(document["runs"]), document["counts"].get("test_videos")
     return (f"{document['protocol']}: {', '.join(parts)} %"
             + (f"; {tested:,} test videos" if tested else "") + (f"; {runs} runs" if runs > 1 else "") + f"; {path}")
 
 
+def _beside(document: Mapping, name: str) -> list[tuple[str, float]]:
+    """(method, percent) of what stands beside a metric."""
+    return [(method, values[name]) for method, values in document.get("beside", {}).items() if name in values]
+
+
 def write_report(out: Path, document: Mapping, figures: Sequence[Figure], title: str) -> Path:
     """OUT/report.html of `document`, with the figures inside."""
-    parts = [_cards(document), notes_html(document["notes"])]
+    parts = [cards_html(document), notes_html(document["notes"])]
     if len(document["runs"]) > 1:
-        parts.append(_section("Runs", table_html(_runs_table(document))))
+        parts.append(section("Runs", table_html(_runs_table(document))))
     if figures:
-        parts.append(_section("Figures", f'<div class="figures">{"".join(map(figure_html, figures))}</div>'))
-    parts += [_section(escape(table["title"]), table_html(Table(**table))) for table in document["tables"]]
-    parts.append(_section("How it was measured", _keys({
+        parts.append(section("Figures", figures_html(figures)))
+    parts += [section(table["title"], table_html(Table(**table))) for table in document["tables"]]
+    parts.append(section("How it was measured", keys_html({
         **document["store"], **_splits(document["splits"]),
         "seeds": document["seeds"], "counts": document["counts"],
         **{f"settings: {name}": values for name, values in document["settings"].items()}})))
     for number, checkpoint in enumerate(document["checkpoints"], 1):
         name = "Checkpoint" if len(document["checkpoints"]) == 1 else f"Checkpoint {number}"
-        parts.append(_section(name, _keys(checkpoint)))
+        parts.append(section(name, keys_html(checkpoint)))
     made = f"motionpack {document['versions']['motionpack']}, {document['created']}"
     parts.append(f'<p class="quiet">{escape(made)}; the same numbers for programs: {METRICS}</p>')
     return write_page(out / REPORT, title, parts)
+
+
+def listed(out: Path, figures: Sequence[Figure]) -> list[dict]:
+    """The figures for metrics.json, so that a comparison finds them: `file` under OUT, `caption`, `wide`."""
+    return [{"file": Path(figure.path).relative_to(out).as_posix(), "caption": figure.caption, "wide": figure.wide}
+            for figure in figures]
+
+
+def figures_html(figures: Sequence[Figure]) -> str:
+    return f'<div class="figures">{"".join(map(figure_html, figures))}</div>' if figures else ""
 
 
 def _splits(splits: Mapping) -> dict:
@@ -180,11 +207,18 @@ def figure_html(figure: Figure) -> str:
             f'src="data:image/png;base64,{data}"><figcaption>{escape(figure.caption)}</figcaption></figure>\n')
 
 
-def _section(title: str, body: str) -> str:
-    return f"<h2>{title}</h2>\n{body}"
+def section(title: str, body: str) -> str:
+    """A heading (text) and what is under it (HTML)."""
+    return f"<h2>{escape(title)}</h2>\n{body}"
 
 
-def _cards(document: Mapping) -> str:
+def subsection(title: str, body: str) -> str:
+    """As `section`, one level down."""
+    return f"<h3>{escape(title)}</h3>\n{body}"
+
+
+def cards_html(document: Mapping) -> str:
+    """The numbers, large, each with what a reader holds it against."""
     cards = []
     for name, value in document["metrics"].items():
         lines = []
@@ -195,7 +229,8 @@ def _cards(document: Mapping) -> str:
             lines.append(f"95 %: {low:.1f} to {high:.1f}")
         if name in document["chance"]:
             lines.append(f"chance {document['chance'][name]:.1f}")
-        cards.append(f'<div class="card"><span class="name">{escape(name)}</span><b>{value:.1f} %</b>'
+        lines += [f"{escape(method)} {number:.1f}" for method, number in _beside(document, name)]
+        cards.append(f'<div class="card"><span class="name">{breaking(name)}</span><b>{value:.1f} %</b>'
                      + "".join(f"<span>{line}</span>" for line in lines) + "</div>")
     return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -218,10 +253,23 @@ def _runs_table(document: Mapping) -> Table:
 def table_html(table: Table) -> str:
     numeric = [any(map(_is_number, (row[i] for row in table.rows))) for i in range(len(table.columns))]
     kind = [' class="n"' if one else "" for one in numeric]
-    head = "".join(f"<th{c}>{escape(name)}</th>" for name, c in zip(table.columns, kind))
+    head = "".join(f"<th{c}>{breaking(name)}</th>" for name, c in zip(table.columns, kind))
     body = "".join("<tr>" + "".join(f"<td{c}>{_cell(value)}</td>" for value, c in zip(row, kind)) + "</tr>\n"
                    for row in table.rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def table_text(table: Table) -> str:
+    """The table for a terminal; long column names take several lines."""
+    cells = [["-" if cell is None else f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row]
+             for row in table.rows]
+    heads = [textwrap.wrap(name, max([HEAD, *map(len, own)]), break_long_words=False)
+             for name, *own in zip(table.columns, *cells)]
+    lines = [*([head[i] if i < len(head) else "" for head in heads] for i in range(max(map(len, heads)))), *cells]
+    first, *widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(some, widths))]).rstrip()
+                     for name, *some in lines)
+
 
 
 def _is_number(value) -> bool:
@@ -233,15 +281,24 @@ def _cell(value) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.1f}"
-    return f"{value:,}" if isinstance(value, int) else escape(str(value))
+    return f"{value:,}" if isinstance(value, int) else breaking(str(value))
 
 
-def _keys(values: Mapping) -> str:
+def breaking(text: str) -> str:
+    """Text as HTML whose long names and paths may take several lines, and whose short ones stay whole."""
+    def word(found: re.Match) -> str:
+        if len(found[0]) > WHOLE:
+            return re.sub("([_/])", r"\1<wbr>", found[0])
+        return f'<span class="w">{found[0]}</span>' if "-" in found[0] else found[0]
+    return re.sub(r"\S+", word, escape(text))
+
+
+def keys_html(values: Mapping) -> str:
     """Nested settings as a table of two columns; a large part folds away."""
     rows, folded = [], ""
     for key, value in values.items():
         if isinstance(value, Mapping) and len(json.dumps(value, default=_plain)) > 600:
-            folded += f"<details><summary>{escape(str(key))}</summary>{_keys(value)}</details>"
+            folded += f"<details><summary>{escape(str(key))}</summary>{keys_html(value)}</details>"
         else:
             rows.append(f'<tr><td class="key">{escape(str(key))}</td>'
                         f'<td class="value">{escape(_words(value))}</td></tr>')

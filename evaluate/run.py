@@ -11,6 +11,7 @@ RANK = int(os.environ.get("RANK", 0))
 
 if __name__ == "__main__":
     cli.catch_interrupts()   # before the imports that take a while
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # see train/main.py: fine-tuning has the same workers
 
 import argparse
 import importlib
@@ -26,12 +27,14 @@ from evaluate import compare, pictures, report
 from evaluate.cache import FeatureCache
 from evaluate.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features import View, choose
-from evaluate.folds import TEST, TRAIN, check_apart, default_split
-from evaluate.protocol import PROTOCOLS, Figure, Request, Settings, find_protocol, load_settings, used
+from evaluate.folds import TRAIN, check_apart, default_split
+from evaluate.protocol import (PROTOCOLS, Figure, Protocol, Request, Settings, find_protocol, load_settings,
+                               share_settings, used)
 from shared import figures, overview
 from shared.census import store_picture
 from shared.cli import RequestError
 from shared.clips import ClipGeometry
+from shared.nn.checkpoint import FINETUNED
 from shared.nn.distributed import World, close_world, open_world
 from shared.store.index import Index
 from shared.store.layout import damage_stops
@@ -43,7 +46,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises RequestError for what it cannot take."""
     parser = cli.Arguments(prog="python -m evaluate.run", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--protocol", help=", ".join(PROTOCOLS))
+    parser.add_argument("--protocol", help=f"{', '.join(PROTOCOLS)}; several by commas: each in OUT/PROTOCOL, and all "
+                        "in one report")
     parser.add_argument("--checkpoint", nargs="+", default=[], metavar="FILE", help="RUN/last.pt, an exported "
                         ".safetensors, random:NAME[:seed] or mean-image; several (one a training seed) give a spread")
     parser.add_argument("--store", type=store_argument, help="packs: a folder, or a URL such as s3://bucket/prefix")
@@ -54,6 +58,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         "split (default: of all videos) is asked in turn, learnt from the others")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with seeds 0 to N - 1")
     parser.add_argument("--against", metavar="FILE", help="another checkpoint beside it, for protocols that show two")
+    parser.add_argument("--annotations", type=cli.folder, metavar="DIR", help="the dataset's official files, for "
+                        "protocols whose classes are not the videos': verbs, detection")
     parser.add_argument("--cache", type=cli.folder, help="where features are kept; default OUT/features, and those of "
                         "evaluations beside OUT are used too")
     parser.add_argument("--out", type=cli.folder, help="metrics.json, report.html and figures go here")
@@ -62,7 +68,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help="replace a setting of `evaluation:` in pipelines.yaml, such as clips=10")
     args = parser.parse_args(argv)
     if args.compare:
-        unused = [name for name in ("protocol", "store", "train_split", "test_split", "leave_out", "against", "cache")
+        unused = [name for name in ("protocol", "store", "train_split", "test_split", "leave_out", "against",
+                                 "annotations", "cache")
                   if getattr(args, name)] + [name for name in ("checkpoint", "settings") if getattr(args, name)]
         if unused:
             raise RequestError(f"--compare takes --out only; --{unused[0].replace('_', '-')} does not go with it")
@@ -83,21 +90,54 @@ def main(argv: Sequence[str]) -> int:
         print(compare.compare(args.compare, args.out))
         print(f"look at  {args.out / report.REPORT}")
         return cli.DONE
-    settings = load_settings(args.protocol, args.settings)
-    protocol = find_protocol(args.protocol)
+    asked = each_protocol(args)
+    world = open_world(asked[0][1].run.device)
+    try:
+        with damage_stops(args.store):
+            for one, settings in asked:
+                torch.set_num_threads(settings.run.threads or max(1, len(os.sched_getaffinity(0)) //
+                                                                  int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+                evaluate(one, settings, world)
+        if len(asked) > 1 and world.main:
+            compare.compare([one.out for one, _ in asked], args.out)
+            print(f"look at  {args.out / report.REPORT}")
+        return cli.DONE
+    finally:
+        close_world(world)
+
+
+def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Settings]]:
+    """The command line and the settings of every protocol that is asked for. Raises RequestError."""
+    names = [name.strip() for name in args.protocol.split(",")]
+    if len(set(names)) < len(names):
+        raise RequestError(f"--protocol {args.protocol}; expected each once")
+    shared, protocols = share_settings(names, args.settings), {name: find_protocol(name) for name in names}
+    asked = []
+    for name, protocol in protocols.items():
+        own = dict(protocol=name, settings=shared[name])
+        if len(names) > 1:
+            own |= dict(out=args.out / name, cache=args.cache or args.out / "features")
+        for flag in ("against", "annotations"):
+            if flag not in protocol.takes and any(flag in other.takes for other in protocols.values()):
+                own[flag] = None
+        one = argparse.Namespace(**vars(args) | own)
+        asked.append((one, load_settings(name, one.settings)))
+        _check(one, protocol)
+    if len(names) > 1:
+        _claim(args.out, "compare", make=False)
+    return asked
+
+
+def _check(args: argparse.Namespace, protocol: Protocol) -> None:
+    """Refuse flags that the protocol does not take, and a lack of those that it needs."""
     if args.against and "against" not in protocol.takes:
         raise RequestError(f"--against does not apply to {args.protocol}; leave it out")
+    if bool(args.annotations) != ("annotations" in protocol.takes):
+        raise RequestError(f"--annotations does not apply to {args.protocol}; leave it out" if args.annotations else
+                           f"--annotations is missing; {args.protocol} reads the dataset's official files in that DIR")
     if args.leave_out and (args.test_split or not protocol.grouped):
         raise RequestError("--leave-out group does not apply " + (f"to {args.protocol}; leave it out"
                            if not protocol.grouped else "with a --test-split; give one of the two"))
-    world = open_world(settings.run.device)
-    try:
-        torch.set_num_threads(settings.run.threads or max(1, len(os.sched_getaffinity(0)) //
-                                                          int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-        with damage_stops(args.store):
-            return evaluate(args, settings, world)
-    finally:
-        close_world(world)
 
 
 def evaluate(args: argparse.Namespace, settings: Settings, world: World) -> int:
@@ -121,7 +161,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World) -> int:
                 if world.main:
                     out.mkdir(parents=True, exist_ok=True)
                 result = module.run(Request(args.protocol, encoder, args.store, train, test, bool(args.leave_out), seed,
-                                            settings, cache, out, world, args.against))
+                                            settings, cache, out, world, args.against, args.annotations))
                 if world.main:
                     runs.append(report.Run(encoder.text, train, test, seed, result))
     if not world.main:
@@ -137,6 +177,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World) -> int:
     summary = report.summarise(args.protocol, runs, chosen, [origin(encoder) for encoder in encoders], store,
                                remarks)
     shown = [*runs[0].result.figures, *background_figures(args.out, encoders[0], index, document)]
+    summary["figures"] = report.listed(args.out, shown)
     report.write_metrics(args.out, summary)
     name = f"{args.protocol}: {encoders[0].text}{f' and {len(encoders) - 1} more' if len(encoders) > 1 else ''} on " \
            f"{Path(str(args.store)).name}"
@@ -151,7 +192,7 @@ def split_pairs(index: Index, args: argparse.Namespace) -> list[tuple[str | None
         choose(index, args.train_split, "--train-split")
         return [(args.train_split, None)]
     trains = default_split(index, args.train_split, TRAIN, "--train-split").split(",")
-    tests = default_split(index, args.test_split, TEST, "--test-split").split(",")
+    tests = default_split(index, args.test_split, find_protocol(args.protocol).tests, "--test-split").split(",")
     if len(trains) != len(tests):
         raise RequestError(f"--train-split names {len(trains)} splits, --test-split {len(tests)}; expected as many of "
                            "each")
@@ -184,15 +225,18 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
     out = []
     for encoder in encoders:
         for trained in encoder.provenance.get("stores", []):
-            if trained["dataset"] != document["dataset"] or trained["split"] not in index.splits:
+            if trained["dataset"] != document["dataset"] or trained["split"] not in (None, *index.splits):
                 continue
-            seen = set(index.in_split(trained["split"]).tolist())
+            seen = set(choose(index, trained["split"]).tolist())
             for _, test in pairs:
                 both = len(seen & set(choose(index, test).tolist()))
-                if both:
+                if both and trained.get("labels"):
+                    out.append(f"{both:,} test videos of {test or 'the store'} were in the training list "
+                               f"{trained['split']!r} of this checkpoint, WITH their labels: the numbers are no test.")
+                elif both:
                     out.append(f"{both:,} test videos of {test or 'the store'} were in the pre-training list "
                                f"{trained['split']!r}, which saw them without labels (METHOD 1.6).")
-        recipe = encoder.provenance.get("recipe")
+        recipe = encoder.provenance.get("recipe") if encoder.provenance["kind"] != FINETUNED else None
         if recipe and not encoder.provenance.get("init") and recipe["model"]["backbone"] != "r2plus1d_tiny":
             out.append("Pre-trained without ImageNet weights (--init); the paper's numbers start from them.")
     if world.device.type == "cuda":
@@ -222,15 +266,16 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _claim(out: Path, protocol: str) -> None:
-    """Make OUT; refuse one that holds something else. Raises RequestError."""
+def _claim(out: Path, protocol: str, make: bool = True) -> None:
+    """Make OUT, if asked; refuse one that holds something else. Raises RequestError."""
     if out.is_file():
         raise RequestError(f"--out {out} is a file; expected a folder")
     if (out / report.METRICS).exists():
         before = report.read_metrics(out)["protocol"]
         if before != protocol:
             raise RequestError(f"--out {out} holds the results of {before}; choose another folder for {protocol}")
-    out.mkdir(parents=True, exist_ok=True)
+    if make:
+        out.mkdir(parents=True, exist_ok=True)
 
 
 def _folder_name(number: int, train: str | None, test: str | None, seed: int) -> str:

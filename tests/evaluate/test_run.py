@@ -129,14 +129,60 @@ def test_compare_puts_runs_side_by_side(evaluate, checkpoint, tmp_path, capsys):
     capsys.readouterr()
     folders = [str(tmp_path / name) for name in ("ours", "image", "untrained")]
     assert run.main(["--compare", *folders, "--out", str(tmp_path / "compare")]) == cli.DONE
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["evaluation", "runs"] and lines[1].split()[:3] == ["ours", "1", "100.0"]
-    assert "±" in lines[3] and lines[3].split()[2] == "-"
+    lines = capsys.readouterr().out.splitlines()                  # long names of columns take two
+    assert lines[0].split()[:2] == ["evaluation", "runs"] and lines[2].split()[:3] == ["ours", "1", "100.0"]
+    assert "±" in lines[4] and lines[4].split()[2] == "-"
     found = json.loads((tmp_path / "compare/metrics.json").read_text())
     assert found["protocol"] == "compare" and found["metrics"]["ours/top1"] == 100
     assert found["notes"] == ["linear: image had another view than ours."]
     page = Page(tmp_path / "compare/report.html")
-    assert not page.fetched and len(page.pictures) == 1
+    # Side by side, the confusion that both linear runs share, neighbours, learning curves, and the store once.
+    assert not page.fetched and len(page.pictures) == len(set(page.pictures)) == 5
+    assert "Per class, hardest first" in page.text
+
+
+def test_several_protocols_in_one_command(evaluate, checkpoint, tmp_path, capsys):
+    """The numbers of each by itself, the features once, and one report of all; a setting goes where it belongs."""
+    both = evaluate("retrieval,linear", str(checkpoint), "--set", "c=2.0", "--set", "shown=2", out="both")
+    assert both["protocol"] == "compare" and [one["protocol"] for one in both["runs"]] == ["retrieval", "linear"]
+    linear, retrieval = (json.loads((tmp_path / "both" / name / "metrics.json").read_text())
+                         for name in ("linear", "retrieval"))
+    assert linear["settings"]["linear"]["c"] == 2 and retrieval["settings"]["retrieval"]["shown"] == 2
+    assert "clips_extracted" in retrieval["counts"] and "clips_extracted" not in linear["counts"]
+    assert linear["metrics"] == evaluate("linear", str(checkpoint), "--set", "c=2.0", out="alone")["metrics"]
+    page = Page(tmp_path / "both/report.html")
+    assert not page.fetched and len(page.pictures) == len(set(page.pictures)) == 5
+    assert capsys.readouterr().out.splitlines()[-2].startswith("look at")
+    for more, message in ((["--set", "blok=2"], "'blok' is no setting"), (["--set", "epochs=0"], "is 0; expected"),
+                          (["--against", "x.pt"], "--against does not apply to retrieval")):
+        with pytest.raises(RequestError, match=message):
+            evaluate("retrieval,linear", str(checkpoint), *more, out="no")
+    with pytest.raises(RequestError, match="expected each once"):
+        evaluate("linear,linear", str(checkpoint), out="no")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_compare_makes_one_report_of_a_checkpoints_protocols(evaluate, checkpoint, tmp_path, capsys):
+    """More metrics than columns: a line each, one column for the checkpoint, and what was measured beside it."""
+    for protocol in ("linear", "retrieval"):
+        evaluate(protocol, str(checkpoint), out=protocol)
+    path = tmp_path / "retrieval/metrics.json"
+    document = json.loads(path.read_text())
+    document["beside"] = {"random": {"r@1": 41.5}}
+    document["metrics"] |= {f"m{i}": -2.0 * i for i in range(4)}
+    path.write_text(json.dumps(document))
+    capsys.readouterr()
+    argv = ["--compare", str(tmp_path / "linear"), str(tmp_path / "retrieval"), "--out", str(tmp_path / "all")]
+    assert run.main(argv) == cli.DONE
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["%", "run/last.pt", "chance", "random"]
+    assert lines[1] == ["linear", "top1", "100.0", "33.3", "-"] and lines[3][:5] == ["retrieval", "r@1", "100.0",
+                                                                                  "33.3", "41.5"]
+    assert ["retrieval", "m3", "-6.0", "-", "-"] in lines
+    (tmp_path / "linear/store.png").unlink()
+    with pytest.raises(RequestError, match="store.png is gone, which the report of .*linear shows"):
+        run.main(argv)
 
 
 @pytest.fixture(scope="module")
