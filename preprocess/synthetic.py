@@ -25,6 +25,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from preprocess.scenes import CLASSES, FORMAT, ORDER, Dials, Scene
 from shared.cli import Progress, RequestError
+from shared.truth import truth_path
 
 LEAST = {"videos": 1, "backgrounds": 1, "textures": 1, "frames": 2, "height": 48, "width": 48, "fps": 1, "seed": 0}
 COLUMNS = ("path", "label", "split", "group", "background", "texture")
@@ -69,23 +70,6 @@ def make_videos(root: Path, *, videos: int, seed: int, backgrounds: int, texture
     if todo:
         progress.close(text=f"{len(todo)} made")
     return [root / video.path for video in planned]
-
-
-def load_truth(video_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The true mask and flow of a video of `make_videos`.
-
-    Returns mask (T, H, W) bool, the pixels of the object that defines the class, moving or not; flow (T, 2, H, W)
-    float32, px/frame, channel 0 right, 1 down, camera included: flow[t] takes t to t+1, the last one repeats. Stored
-    as float16, so within 0.004 px up to 8 px/frame. Raises FileNotFoundError where the video has no truth beside it.
-    """
-    with np.load(truth_path(video_path)) as truth:
-        flow = truth["flow"].astype(np.float32)
-        return np.unpackbits(truth["mask"], axis=-1, count=flow.shape[-1]).astype(bool), flow
-
-
-def truth_path(video_path: Path) -> Path:
-    """`<stem>.truth.npz` beside the video."""
-    return Path(video_path).with_suffix(".truth.npz")
 
 
 def plan(dials: Dials) -> list[Planned]:

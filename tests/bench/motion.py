@@ -16,10 +16,11 @@ import numpy as np
 
 from preprocess.decode import open_video
 from preprocess.flow import resolve, tvl1
-from preprocess.synthetic import load_truth, make_videos
+from preprocess.synthetic import make_videos
 from shared import clips, motion
 from shared.catalog import open_catalog
 from shared.clips import ClipGeometry
+from shared.truth import load_truth
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/videos"
 NEAR = np.ones((17, 17), np.uint8)   # 8 px around the object: half of TV-L1's smoothing and the 8 px cell
