@@ -5,8 +5,9 @@ import dataclasses
 import json
 from dataclasses import dataclass, replace
 
-from evaluate.protocol import PROTOCOLS, FeatureSettings, Settings, find_protocol, load_settings, share_settings, used
+from evaluate.protocol import PROTOCOLS, find_protocol, load_settings, share_settings, used
 from evaluate.run import split_pairs
+from evaluate.settings import FeatureSettings, Settings
 from shared.cli import RequestError
 from shared.pretraining import Training, load_training
 from shared.store.index import Index

@@ -218,7 +218,7 @@ def claim(out: Path) -> int:
     What is left of an ablation that was killed is waited for. Raises RequestError where OUT is something else, or in
     use by an ablation that lives.
     """
-    if out.is_file() or (out / report.METRICS).exists() or (out / "metrics.jsonl").exists():
+    if out.is_file() or any((out / name).exists() for name in (report.METRICS, "metrics.jsonl", "store.json")):
         raise RequestError(f"--out {out} holds something else; expected a folder of evaluate.ablation, or a new one")
     out.mkdir(parents=True, exist_ok=True)
     lock, deadline = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), None

@@ -12,7 +12,7 @@ import torch
 
 from evaluate.cache import FeatureCache
 from evaluate.encoders import Encoder
-from evaluate.protocol import FeatureSettings, RunEvaluation
+from evaluate.settings import FeatureSettings, RunEvaluation
 from evaluate.vectors import collect, in_order, share_out
 from shared.cli import RequestError, nearest
 from shared.clips import ClipGeometry

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from evaluate.encoders import Encoder
 from evaluate.features import EDGE
-from evaluate.protocol import Detection, RunEvaluation
 from evaluate.roi import box_features
+from evaluate.settings import Detection, RunEvaluation
 from evaluate.vectors import in_order
 from shared.ava import Persons
 from shared.cli import RequestError

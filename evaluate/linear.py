@@ -16,8 +16,9 @@ from sklearn.preprocessing import Normalizer
 from sklearn.svm import LinearSVC
 
 from evaluate.folds import gather_features
-from evaluate.protocol import Linear, Request, Result
+from evaluate.protocol import Request, Result
 from evaluate.recognition import check_classes, recognition
+from evaluate.settings import Linear
 from evaluate.softmax import softmax_scores
 from shared.cli import RequestError
 

@@ -17,9 +17,9 @@ from evaluate import metrics
 from evaluate.cache import FeatureCache
 from evaluate.encoders import Encoder
 from evaluate.features import View
-from evaluate.vectors import from_main, in_order
-from evaluate.protocol import RunEvaluation
+from evaluate.settings import RunEvaluation
 from evaluate.towers import AUTO, Towers, open_towers
+from evaluate.vectors import from_main, in_order
 from shared.cli import Progress, RequestError
 from shared.clips import hot_mask
 from shared.nn.distributed import World, gather

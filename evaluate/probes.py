@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from evaluate.cache import FeatureCache
 from evaluate.encoders import Encoder, MeanImage
 from evaluate.features import View, read_ahead
-from evaluate.protocol import RunEvaluation
 from evaluate.retrieval import nearest
+from evaluate.settings import RunEvaluation
 from evaluate.vectors import collect, share_out
 from shared.cli import Progress
 from shared.nn.distributed import World

@@ -5,6 +5,7 @@
 
 import os
 
+from evaluate.settings import Settings
 from shared import cli
 
 RANK = int(os.environ.get("RANK", 0))
@@ -28,8 +29,7 @@ from evaluate.cache import FeatureCache
 from evaluate.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features import View, choose
 from evaluate.folds import TRAIN, check_apart, default_split
-from evaluate.protocol import (PROTOCOLS, Figure, Protocol, Request, Settings, find_protocol, load_settings,
-                               share_settings, used)
+from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
 from shared import figures, overview
 from shared.census import store_picture
 from shared.cli import RequestError
@@ -40,6 +40,8 @@ from shared.store.index import Index
 from shared.store.layout import damage_stops
 from shared.store.place import store_argument
 from shared.store.record import read_json
+
+OWN = "folder", "synthetic"     # datasets of people's own videos: each store holds others
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -225,7 +227,10 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
     out = []
     for encoder in encoders:
         for trained in encoder.provenance.get("stores", []):
-            if trained["dataset"] != document["dataset"] or trained["split"] not in (None, *index.splits):
+            # Lists of published sets are the same in every store; other stores share no more than a name.
+            same = (trained["dataset"] == document["dataset"] if document["dataset"] not in OWN else
+                    index.generation == trained["index"] or str(index.store) == trained["store"])
+            if not same or trained["split"] not in (None, *index.splits):
                 continue
             seen = set(choose(index, trained["split"]).tolist())
             for _, test in pairs:
@@ -270,6 +275,8 @@ def _claim(out: Path, protocol: str, make: bool = True) -> None:
     """Make OUT, if asked; refuse one that holds something else. Raises RequestError."""
     if out.is_file():
         raise RequestError(f"--out {out} is a file; expected a folder")
+    if (out / "store.json").exists():
+        raise RequestError(f"--out {out} is a store of videos; choose another folder for the results")
     if (out / report.METRICS).exists():
         before = report.read_metrics(out)["protocol"]
         if before != protocol:

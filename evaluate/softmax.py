@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evaluate.protocol import Softmax
+from evaluate.settings import Softmax
 from shared.cli import Progress
 
 RUN = 64            # consecutive rows read at once: ids, and so files, stand class by class

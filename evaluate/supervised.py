@@ -22,8 +22,8 @@ from evaluate.classifier import Classifier
 from evaluate.encoders import Encoder
 from evaluate.features import View
 from evaluate.labelled import Cropping, LabelledClips, Samples
-from evaluate.protocol import Finetune, RunEvaluation
 from evaluate.rand_augment import rand_augment
+from evaluate.settings import Finetune, RunEvaluation
 from shared.cli import Progress, RequestError, Stopped
 from shared.loader import Batch, Loader, Sampler, worker_count
 from shared.nn import checkpoint
@@ -32,13 +32,13 @@ from shared.nn.distributed import World, average_buffers, parallel, reduce_logs
 from shared.nn.layers import Backbone
 from shared.nn.norm import split_batch_norm
 from shared.nn.together import Interrupt, agree, every, lost_peer, raise_first, together
+from shared.resampling import resize
 from shared.sampling import generator
 from shared.schedule import Schedule
 from shared.settings import differences
 from shared.store.index import Index
 from shared.store.place import Place, as_place
 from shared.store.record import read_json
-from shared.resampling import resize
 from shared.views import augment
 
 FINETUNED, TRAINING = "finetuned.pt", "training.pt"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from evaluate.cache import FeatureCache, Known
-from evaluate.protocol import RunEvaluation
+from evaluate.settings import RunEvaluation
 from shared.cli import Progress
 from shared.nn.distributed import World, gather
 from shared.store.reader import StoreReader
