@@ -39,7 +39,7 @@ demo:
 	@echo "  $(DEMO)/results/report.html"
 
 test:
-	$(PY) -m pytest -q -m "not gpu" -n 2 --dist loadfile --durations=15
+	$(PY) -m pytest -q -m "not gpu" --durations=15
 
 bench:
 	$(PY) tests/bench/decode.py
@@ -59,5 +59,5 @@ learn:
 	$(PY) tests/bench/learning.py
 
 gpu:
-	$(PY) -m pytest -q -m gpu
+	$(PY) -m pytest -q -n 0 -m gpu
 	$(PY) tests/bench/gpu_flow.py
