@@ -5,6 +5,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, replace
 
+from evaluate.features import choose
 from evaluate.protocol import PROTOCOLS, find_protocol, load_settings, share_settings, used
 from evaluate.run import split_pairs
 from evaluate.settings import FeatureSettings, Settings
@@ -73,6 +74,7 @@ class Plan:
         self.tested = args.test_store or args.store
         trained, tested = (Index.load(store) for store in (args.store, self.tested))
         self.generations, self.videos = (trained.generation, tested.generation), (len(trained), len(tested))
+        choose(trained, args.split)
         self.dataset = read_json(self.tested / "store.json")["dataset"]
         self._used = {}
         for protocol in args.protocols:

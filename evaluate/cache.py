@@ -41,6 +41,10 @@ class FeatureCache:
                 if held is not None:
                     yield held
 
+    def whole(self, key: dict, positions: Sequence[int]) -> np.ndarray | None:
+        """What is held for the key of exactly these positions, in their order; None where nothing is."""
+        return next((rows for held, rows in self.find(key) if np.array_equal(held, positions)), None)
+
     @staticmethod
     def _load(file: Path, key: dict) -> tuple[np.ndarray, np.ndarray] | None:
         try:

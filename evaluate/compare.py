@@ -23,11 +23,15 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     """Write OUT/metrics.json (`RUN/metric` -> percent), OUT/report.html and OUT/compare.png; returns the table as text.
 
     Runs of several protocols may stand together; what one has not measured is a dash. Raises RequestError for fewer
-    than two runs and for a folder that holds no result.
+    than two runs and for a folder that holds no result, or a comparison.
     """
     if len(folders) < 2:
         raise RequestError(f"--compare {' '.join(map(str, folders))}: expected two or more folders of evaluations")
     documents = [report.read_metrics(folder) for folder in folders]
+    for folder, document in zip(folders, documents):
+        if document["protocol"] == "compare":
+            raise RequestError(f"{folder} is a comparison itself; give the folders that it compares: "
+                               f"{' '.join(one['folder'] for one in document['runs'])}")
     names = _names(folders)
     several = len({document["protocol"] for document in documents}) > 1
     methods = _methods(names, documents)
@@ -45,6 +49,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     values, spreads, chance = matrix("metrics"), matrix("spread"), matrix("chance")
     table = _by_method(methods, columns, values, spreads) if len(columns) <= MOST_COLUMNS else \
         _by_metric(methods, columns, values, spreads, chance)
+    out.mkdir(parents=True, exist_ok=True)
     path = out / "compare.png"
     figures.save(pictures.compare_figure(list(methods), list(columns), values, spreads, chance), path)
     notes = _unlike(names, documents)

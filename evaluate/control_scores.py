@@ -121,7 +121,7 @@ def _kept_answers(request: Request, fold: Fold, test: np.ndarray) -> np.ndarray:
     key = {"answers": 1, "train": fold.train.key, "test": fold.test.key, "linear": dataclasses.asdict(settings.linear),
            "softmax": dataclasses.asdict(settings.softmax), "neighbours": settings.controls.neighbours,
            "seed": request.seed}
-    held = next((rows for positions, rows in request.cache.find(key) if positions.tolist() == test.tolist()), None)
+    held = request.cache.whole(key, test)
     if held is None:
         rows = class_answers(request, fold)
         held = request.cache.put(key, {int(position): (rows, row) for row, position in enumerate(test)}, test.tolist(),

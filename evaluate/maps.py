@@ -96,7 +96,7 @@ def clip_maps(encoder: Encoder, store: Place | str, positions: np.ndarray, view:
     key = {"maps": FORMAT, "checkpoint": encoder.sha256, "backbone": encoder.net.name, "setting": view.to_dict(),
            "of": of, "class": class_name, "seed": seed, "videos": _digest(positions),
            "store": {"index": index.generation, "recipe_hash": document["recipe_hash"]}}
-    rows = _look_up(cache, key, positions) if world.main and cache else None
+    rows = cache.whole(key, positions) if world.main and cache else None
     if not from_main(rows is not None, world):
         try:
             rows = _compute(towers, reader, clips, view, cells, run, world, seed, label)
@@ -122,10 +122,6 @@ def clip_numbers(view: View, index, position: int) -> np.ndarray:
 
 def _digest(positions: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(positions, np.int64).tobytes()).hexdigest()[:16]
-
-
-def _look_up(cache: FeatureCache, key: dict, positions: np.ndarray) -> np.ndarray | None:
-    return next((rows for held, rows in cache.find(key) if held.tolist() == positions.tolist()), None)
 
 
 def _compute(towers: Towers, reader: StoreReader, clips: Sequence[tuple[int, np.ndarray]], view: View,
@@ -163,18 +159,24 @@ def read_clip(reader: StoreReader, view: View, towers: Towers, position: int, nu
     video = reader.index.id[position]
     frames = reader.frames(video, numbers)
     height, width = frames.shape[1:3]
-    rows, columns = view.crop(height, width)
-    seen = np.zeros((), VIEW)
-    seen["box"] = rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
-    seen["factors"], of_key = (1, 1, 1, 0), np.zeros((), VIEW)
+    seen, of_key = centre(view, height, width), np.zeros((), VIEW)
+    seen["factors"] = 1, 1, 1, 0
     rng = generator(seed, position, int(numbers[0]))
     box = draw_box(rng, dataclasses.replace(towers.sampling, sa=False), (height, width))
     of_key["box"] = box.y, box.x, box.h, box.w
     draw_augment(rng, towers.augment, of_key)
     low = int(numbers.min())
-    return Shown(np.ascontiguousarray(frames[:, rows, columns]),
+    return Shown(np.ascontiguousarray(frames[:, *view.crop(height, width)]),
                  np.ascontiguousarray(frames[:, box.y:box.y + box.h, box.x:box.x + box.w]), seen, of_key,
                  reader.motion(video, low, int(numbers.max()) + 1)[numbers - low])
+
+
+def centre(view: View, height: int, width: int) -> np.ndarray:
+    """() of `sampling.VIEW`: the box of the view's crop of a stored frame, pixels."""
+    seen = np.zeros((), VIEW)
+    rows, columns = view.crop(height, width)
+    seen["box"] = rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
+    return seen
 
 
 def part_maps(towers: Towers, train: tuple[Backbone, Backbone], shown: Sequence[Shown], size: int,
@@ -232,11 +234,7 @@ def motion_maps(store: Place | str, positions: np.ndarray, view: View, cells: tu
         position, numbers = item
         video, low = index.id[position], int(numbers.min())
         maps = reader.motion(video, low, int(numbers.max()) + 1)[numbers - low]
-        height, width = (8 * side for side in maps.shape[1:])
-        rows, columns = view.crop(height, width)
-        seen = np.zeros((), VIEW)
-        seen["box"] = rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
-        return s_motion([maps], seen[None], cells)[0].numpy()
+        return s_motion([maps], centre(view, *(8 * side for side in maps.shape[1:]))[None], cells)[0].numpy()
 
     progress = Progress(f"motion {label}", len(clips))
     try:

@@ -41,11 +41,11 @@ def recognition(out: Path, names: Sequence[str], learnt: np.ndarray, labels: np.
     """
     present = np.unique(labels)
     shown = [names[i] for i in present]
-    ranks = metrics.ranks(np.where(np.isneginf(scores), np.finfo(np.float64).min, scores), labels)
+    finite = np.where(np.isneginf(scores), np.finfo(np.float64).min, scores)
     table = metrics.confusion(labels, scores.argmax(1), len(names))
-    values, chance = {"top1": (ranks < 1).mean()}, {"top1": metrics.chance_top(labels, 1)}
+    values, chance = {"top1": metrics.top_k(finite, labels, 1)}, {"top1": metrics.chance_top(labels, 1)}
     if len(learnt) > 5:
-        values["top5"], chance["top5"] = (ranks < 5).mean(), metrics.chance_top(labels, 5)
+        values["top5"], chance["top5"] = metrics.top_k(finite, labels, 5), metrics.chance_top(labels, 5)
     values["mean_class"], chance["mean_class"] = metrics.mean_class(table), 1 / len(present)
     shares = metrics.per_class(table)
     rows = [(names[i], int(table[i].sum()), 100 * float(shares[i]), *_mistaken(table[i], i, names))

@@ -271,7 +271,6 @@ def table_text(table: Table) -> str:
                      for name, *some in lines)
 
 
-
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) or isinstance(value, str) and bool(NUMBER.fullmatch(value))
 

@@ -5,7 +5,6 @@
 
 import os
 
-from evaluate.settings import Settings
 from shared import cli
 
 RANK = int(os.environ.get("RANK", 0))
@@ -30,6 +29,7 @@ from evaluate.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features import View, choose
 from evaluate.folds import TRAIN, check_apart, default_split
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
+from evaluate.settings import Settings
 from shared import figures, overview
 from shared.census import store_picture
 from shared.cli import RequestError
@@ -58,7 +58,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--test-split", metavar="B", help="default test, test1 or val")
     parser.add_argument("--leave-out", choices=["group"], help="instead of a test split: every group of the training "
                         "split (default: of all videos) is asked in turn, learnt from the others")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with seeds 0 to N - 1")
+    parser.add_argument("--seeds", type=int, metavar="N", help="repeat with seeds 0 to N - 1 (default 1)")
     parser.add_argument("--against", metavar="FILE", help="another checkpoint beside it, for protocols that show two")
     parser.add_argument("--annotations", type=cli.folder, metavar="DIR", help="the dataset's official files, for "
                         "protocols whose classes are not the videos': verbs, detection")
@@ -71,14 +71,15 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.compare:
         unused = [name for name in ("protocol", "store", "train_split", "test_split", "leave_out", "against",
-                                 "annotations", "cache")
-                  if getattr(args, name)] + [name for name in ("checkpoint", "settings") if getattr(args, name)]
+                                   "annotations", "cache", "checkpoint", "seeds")
+                  if getattr(args, name)] + ["set"] * bool(args.settings)
         if unused:
             raise RequestError(f"--compare takes --out only; --{unused[0].replace('_', '-')} does not go with it")
     missing = [name for name in (("out",) if args.compare else ("protocol", "checkpoint", "store", "out"))
                if not getattr(args, name)]
     if missing:
         raise RequestError(f"--{missing[0]} is missing; `python -m evaluate.run --help` lists all")
+    args.seeds = 1 if args.seeds is None else args.seeds
     if args.seeds < 1:
         raise RequestError(f"--seeds {args.seeds}; expected 1 or more")
     return args
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     args = arguments(argv)
     if args.compare:
-        _claim(args.out, "compare")
+        _claim(args.out, "compare", make=False)
         print(compare.compare(args.compare, args.out))
         print(f"look at  {args.out / report.REPORT}")
         return cli.DONE

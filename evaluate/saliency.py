@@ -14,7 +14,7 @@ from evaluate.features import View, choose
 from evaluate.folds import group_names
 from evaluate.maps import ClipMaps, clip_maps
 from evaluate.protocol import Figure, Request, Result, Table
-from evaluate.towers import AUTO
+from evaluate.towers import AUTO, open_towers
 from shared import figures
 from shared.cli import RequestError
 from shared.store.index import Index
@@ -46,6 +46,7 @@ def run(request: Request) -> Result | None:
     if request.against:
         against = open_encoder(request.against, request.world.device, request.seed)
         against.check_view(view.geometry, view.size)
+        open_towers(against, request.world.device)          # refused before the maps of the other are made
     found = look(request.encoder, settings.of, settings.class_name)
     other = look(against, AUTO, "") if against else None
     if not request.world.main:

@@ -12,6 +12,7 @@ import numpy as np
 
 from evaluate.cache import FeatureCache
 from evaluate.features import View
+from evaluate.maps import centre, clip_numbers
 from shared.cli import Progress, RequestError
 from shared.motion import motion_map
 from shared.sampling import overlaps
@@ -83,11 +84,9 @@ class Clips:
         """Those of a view: n is `view.clips`, one that is there twice stands twice."""
         index, numbers, boxes, sizes = reader.index, [], [], []
         for position in positions.tolist():
-            distinct, places, weights = view.frames(int(index.frames[position]))
             size = reader.frames(index.id[position], [0]).shape[1:3]
-            rows, columns = view.crop(*size)
-            numbers.append(np.repeat(distinct[places], weights, axis=0))
-            boxes.append((rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start))
+            numbers.append(clip_numbers(view, index, position))
+            boxes.append(centre(view, *size)["box"].tolist())
             sizes.append(size)
         return cls(np.asarray(positions), np.stack(numbers), np.array(boxes), np.array(sizes))
 
@@ -103,9 +102,8 @@ def read_truth(reader: StoreReader, root: Path, clips: Clips, grid: tuple[int, i
     key = {"truth": 1, "still": STILL, "clips": clips.digest(), "grid": list(grid),
            "store": {"index": index.generation, "recipe_hash": document["recipe_hash"]}}
     shape = (len(clips.positions), 2, clips.numbers.shape[1], *grid)
-    for held, vectors in cache.find(key):
-        if len(held) == len(clips.positions) and (held == clips.positions).all():
-            return _apart(vectors, shape)
+    if (vectors := cache.whole(key, clips.positions)) is not None:
+        return _apart(vectors, shape)
     progress, known = Progress(f"truth {label}", shape[0]), {}
     short_side = document["recipe"]["frames"]["short_side"]
     for row, position in enumerate(clips.positions.tolist()):

@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest known name, or the list of all names."""
-    names = sorted(map(str, names))
+    names = sorted(set(map(str, names)))
     close = difflib.get_close_matches(str(name), names, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -118,6 +118,7 @@ def test_rows_are_all_of_both_tables(store, tmp_path):
     (["--set-evaluation", "c=-1.0"], "linear.c is -1.0"),
     (["--protocols", "retrieval", "--set-evaluation", "c=2.0"], "'c' is no setting"),
     (["--test-split", "no"], "--test-split 'no': .* has no such split"),
+    (["--split", "trian"], "--split 'trian': .* has no such split"),
     (["--protocols", "controls", "--leave-out", "group"], "--leave-out group does not apply to controls"),
     (["--family", "large"], "invalid choice: 'large'"),
     (["--rows", "seco,mcl-t", "--set", "backbone=i2d"], "row mcl-t: .* only L_s applies .* leave it out"),

@@ -1,6 +1,7 @@
 """The command as people run it: what it writes, what it refuses, in one line, and what the page shows."""
 
 import base64
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,6 +16,8 @@ from evaluate import export, run
 from evaluate.encoders import open_encoder, weights_hash
 from shared import cli
 from shared.cli import RequestError
+from shared.nn.distributed import World
+from shared.store.index import Index
 
 FAST = ["--set", "run.threads=1", "--set", "clips=2", "--set", "run.device=cpu"]
 
@@ -100,6 +103,28 @@ def test_leaving_a_group_out_asks_every_video_once(evaluate, checkpoint):
     assert evaluate("retrieval", "mean-image", "--leave-out", "group", out="other")["metrics"]["r@1"] == 100
 
 
+def test_a_store_holds_no_results(evaluate, store):
+    with pytest.raises(RequestError, match="is a store of videos"):
+        evaluate("linear", "mean-image", out=store)
+
+
+@pytest.mark.parametrize("dataset, seen", [("ucf101", 9), ("folder", 0)])
+def test_videos_of_another_store_were_not_trained_on(store, dataset, seen):
+    """Published lists are the same everywhere; two stores of folders share the names of their splits at most."""
+    index, document = Index.load(store), {"dataset": dataset}
+    trained = {"dataset": dataset, "split": "train", "store": "elsewhere", "index": "000001-00000000"}
+
+    def said(**more):
+        encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint",
+                                                                              "stores": [{**trained, **more}]})
+        return run.notes([encoder], index, document, [(None, None)], World())
+
+    here = ["9 test videos of the store were in the pre-training list 'train', which saw them without labels "
+            "(METHOD 1.6)."]
+    assert said() == (here if seen else [])
+    assert said(store=str(store)) == said(index=index.generation) == here
+
+
 @pytest.mark.slow
 def test_untrained_seeds_spread(evaluate):
     found = evaluate("retrieval", "random:r2plus1d_tiny", "--seeds", "2")
@@ -153,6 +178,8 @@ def test_several_protocols_in_one_command(evaluate, checkpoint, tmp_path, capsys
     page = Page(tmp_path / "both/report.html")
     assert not page.fetched and len(page.pictures) == len(set(page.pictures)) == 5
     assert capsys.readouterr().out.splitlines()[-2].startswith("look at")
+    with pytest.raises(RequestError, match="both is a comparison itself; give the folders .*: .*retrieval .*linear"):
+        run.main(["--compare", str(tmp_path / "alone"), str(tmp_path / "both"), "--out", str(tmp_path / "no")])
     for more, message in ((["--set", "blok=2"], "'blok' is no setting"), (["--set", "epochs=0"], "is 0; expected"),
                           (["--against", "x.pt"], "--against does not apply to retrieval")):
         with pytest.raises(RequestError, match=message):
@@ -272,6 +299,8 @@ def test_results_of_another_protocol_are_not_overwritten(evaluate, tmp_path):
     (["--compare", "a"], "--out is missing"), (["--compare", "a", "--out", "b"], "expected two or more"),
     (["--compare", "a", "c", "--out", "b"], "a holds no metrics.json"), ([], "--protocol is missing"),
     (["--compare", "a", "c", "--out", "b", "--seeds", "2", "--store", "s"], "--store does not go with it"),
+    (["--compare", "a", "c", "--out", "b", "--seeds", "2"], "--seeds does not go with it"),
+    (["--compare", "a", "c", "--out", "b", "--set", "clips=2"], "--set does not go with it"),
     (["--protocol", "linera", "--checkpoint", "x", "--store", "s", "--out", "o"], "did you mean 'linear'"),
 ])
 def test_commands_that_are_incomplete(argv, message, tmp_path, monkeypatch):

@@ -111,6 +111,12 @@ def test_refusals(evaluate, argv, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_cannot_stand_beside_is_refused_before_the_work(evaluate, monkeypatch):
+    monkeypatch.setattr(saliency, "clip_maps", None)
+    with pytest.raises(RequestError, match="mean-image has no map of positions"):
+        evaluate("--checkpoint", "random:r2plus1d_tiny", "--against", "mean-image")
+
+
 def test_the_prior_of_a_group_is_that_of_the_others(evaluate, moving, monkeypatch):
     used = []
     monkeypatch.setattr(saliency, "priors", lambda *args, of=saliency.priors: used.append((args[2], *of(*args))) or
