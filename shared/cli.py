@@ -13,6 +13,7 @@ from pathlib import Path
 DONE, FAILURES, REFUSED, STOPPED = 0, 1, 2, 3
 FULL = errno.ENOSPC, errno.EDQUOT
 FAREWELL_S = 60   # how long other ranks wait for torchrun to end them once rank 0 has spoken
+_came: list[str] = []   # why this process was told to stop
 UNREACHABLE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT
 
 
@@ -52,14 +53,17 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
-def catch_interrupts() -> None:
+def catch_interrupts() -> list[str]:
     """Ctrl-C and SIGTERM become KeyboardInterrupt, said at once; before `command` runs, one line and exit code 3.
 
-    The first statement of a command's module: importing numba takes a while, and people interrupt that too.
+    The first statement of a command's module: importing numba takes a while, and people interrupt that too. Returns the
+    reasons of the signals that have come: Python drops an exception that is raised in a callback of its own, as an
+    import has many.
     """
     def on_signal(number, frame):
         print("stopping ...", file=sys.stderr, flush=True)
-        raise KeyboardInterrupt("interrupted" if number == signal.SIGINT else "SIGTERM")
+        _came.append("interrupted" if number == signal.SIGINT else "SIGTERM")
+        raise KeyboardInterrupt(_came[-1])
 
     def hook(kind, error, trace):
         if not issubclass(kind, KeyboardInterrupt):
@@ -69,6 +73,7 @@ def catch_interrupts() -> None:
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     sys.excepthook = hook
+    return _came
 
 
 def command(main: Callable[[list[str]], int], resume: str = "run the same command again to go on",
@@ -79,9 +84,11 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
     disk and object storage that does not answer become one line and 3. Anything else is a bug of ours and keeps its
     traceback. rank: under torchrun; what all ranks stop for alike, rank 0 says, and the others leave after it.
     """
-    catch_interrupts()
+    came = catch_interrupts()
     say = _say if rank == 0 else _leave_last
     try:
+        if came:
+            raise KeyboardInterrupt(came[0])
         code = main(sys.argv[1:])
     except RequestError as error:
         code = say(f"error: {error}", REFUSED)

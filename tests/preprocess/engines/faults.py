@@ -45,7 +45,7 @@ def act(task: Fault) -> int:
         held = []
         while True:
             held.append(bytearray(os.urandom(1 << 20) * 16))
-            time.sleep(0.005)
+            time.sleep(0.001)
     if task.kind == "slow":
         time.sleep(0.5)
     if task.kind == "stay":
