@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import os
 import time
 from collections import defaultdict
@@ -133,7 +134,10 @@ def _make(session: Session, tasks: list[PackTask], cost: Cost, crew: Crew,
     misplanned, deaths = [], []
     # In this process progress moves inside a pack; elsewhere a pack is told when it is done.
     fn = functools.partial(make_pack, tell=tally.tell) if crew.engine.name == "serial" else make_pack
-    outcomes = _outcomes(fn, [task for task in tasks if len(task.lost) < len(task.videos)], cost, crew)
+    # The longest first: else one worker is left with a long pack when all others have done.
+    ready = sorted((task for task in tasks if len(task.lost) < len(task.videos)),
+                   key=lambda task: task.frames * math.prod(task.frame_size), reverse=True)
+    outcomes = _outcomes(fn, ready, cost, crew)
     lost = (Outcome(task, PackReport(task, None, (), task.lost, (), 0, 0.0)) for task in tasks
             if len(task.lost) == len(task.videos))   # nothing is left of it to be made
     for outcome in itertools.chain(lost, outcomes):

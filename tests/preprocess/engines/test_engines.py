@@ -76,7 +76,7 @@ def test_limits_end_the_task_and_say_which(told, engine, kind, reason):
     outcomes, _ = told
     (outcome,) = ended(outcomes, kind)
     assert outcome.kind == reason and 3 <= outcome.attempts <= 5
-    limit = {"timeout": "time limit of 4 s", "memory": "memory limit of 419.4 MB"}[reason]
+    limit = {"timeout": f"time limit of {LIMITS.timeout} s", "memory": "memory limit of 419.4 MB"}[reason]
     assert str(outcome.error) == f"over its {limit}; tried {outcome.attempts} times"
 
 
