@@ -223,6 +223,7 @@ def _local_cluster(workers: int | None, gpus: float) -> distributed.SpecCluster:
     """A scheduler in this process and its workers: children that the loss of this process ends, each with a nanny that
     starts it anew. One thread each; no limit of memory, the guard's is the task's own."""
     dask.config.set({"distributed.worker.multiprocessing-method": "spawn", "distributed.admin.tick.limit": "1h",
+                     "distributed.worker.profile.enabled": False,      # it looks at every worker 100 times a second
                      "distributed.deploy.lost-worker-timeout": "1h",   # a busy machine takes its time to restart one
                      # With its threshold malloc would map, and the kernel clear, every array anew.
                      "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
