@@ -122,6 +122,10 @@ def load_settings(protocol: str, asked: Sequence[str], path: Path | None = None)
     """
     types = {part.name: part.type for part in dataclasses.fields(Settings)}
     sections = (*find_protocol(protocol).sections, "run")
+    for key in (one.partition("=")[0].strip() for one in asked):
+        others = [name for name in PROTOCOLS if _has(name, key)]
+        if others and protocol not in others:
+            raise RequestError(f"setting {key}: {protocol} does not read it, {', '.join(others)} would; leave it out")
     tree = apply_settings(load_document(path)["evaluation"], {name: types[name] for name in sections}, asked)
     settings = build(Settings, tree, "evaluation")
     check(settings)
@@ -130,19 +134,20 @@ def load_settings(protocol: str, asked: Sequence[str], path: Path | None = None)
 
 def share_settings(protocols: Sequence[str], asked: Sequence[str]) -> dict[str, list[str]]:
     """Each `key=value` for those of several protocols that have the setting. Raises RequestError where none has it."""
-    types = {part.name: part.type for part in dataclasses.fields(Settings)}
-
-    def has(protocol: str, key: str) -> bool:
-        names = [(section, part.name) for section in (*find_protocol(protocol).sections, "run")
-                 for part in dataclasses.fields(types[section])]
-        return any(key in (name, f"{section}.{name}") for section, name in names)
-
-    shared = {protocol: [one for one in asked if has(protocol, one.partition("=")[0].strip())]
+    shared = {protocol: [one for one in asked if _has(protocol, one.partition("=")[0].strip())]
               for protocol in protocols}
     for one in asked:
         if not any(one in some for some in shared.values()):
             load_settings(protocols[0], [one])       # its complaint names the nearest
     return shared
+
+
+def _has(protocol: str, key: str) -> bool:
+    """Whether a protocol reads the setting `key`, dotted or its last part."""
+    types = {part.name: part.type for part in dataclasses.fields(Settings)}
+    names = [(section, part.name) for section in (*find_protocol(protocol).sections, "run")
+             for part in dataclasses.fields(types[section])]
+    return any(key in (name, f"{section}.{name}") for section, name in names)
 
 
 def used(protocol: str, settings: Settings) -> dict[str, dict]:

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # see train/main.py: fine-tuning has the same workers
 
 import argparse
+import contextlib
 import importlib
 import json
 import re
@@ -89,18 +90,18 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     args = arguments(argv)
     if args.compare:
-        _claim(args.out, "compare", make=False)
+        _check_out(args.out, "compare")
         print(compare.compare(args.compare, args.out))
         print(f"look at  {args.out / report.REPORT}")
         return cli.DONE
     asked = each_protocol(args)
     world = open_world(asked[0][1].run.device)
     try:
-        with damage_stops(args.store):
+        with damage_stops(args.store), contextlib.ExitStack() as stack:
             for one, settings in asked:
                 torch.set_num_threads(settings.run.threads or max(1, len(os.sched_getaffinity(0)) //
                                                                   int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-                evaluate(one, settings, world)
+                evaluate(one, settings, world, stack)
         if len(asked) > 1 and world.main:
             compare.compare([one.out for one, _ in asked], args.out)
             print(f"look at  {args.out / report.REPORT}")
@@ -127,7 +128,7 @@ def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Se
         asked.append((one, load_settings(name, one.settings)))
         _check(one, protocol)
     if len(names) > 1:
-        _claim(args.out, "compare", make=False)
+        _check_out(args.out, "compare")
     return asked
 
 
@@ -143,15 +144,17 @@ def _check(args: argparse.Namespace, protocol: Protocol) -> None:
                            if not protocol.grouped else "with a --test-split; give one of the two"))
 
 
-def evaluate(args: argparse.Namespace, settings: Settings, world: World) -> int:
-    """Every run, then what they say together."""
+def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: contextlib.ExitStack) -> int:
+    """Every run, then what they say together; OUT is this process's own until the stack closes."""
     started = time.monotonic()
     index, document = Index.load(args.store), read_json(args.store / "store.json")
     pairs = split_pairs(index, args)
     encoders = [open_encoder(text, world.device) for text in args.checkpoint]
     view = check_alike(encoders, args.checkpoint, settings)
     if world.main:
-        _claim(args.out, args.protocol)
+        _check_out(args.out, args.protocol)
+        args.out.mkdir(parents=True, exist_ok=True)
+        stack.callback(os.close, cli.hold(args.out, "--out"))
     cache = FeatureCache(args.cache or args.out / "features", [] if args.cache else
                          sorted(args.out.absolute().parent.glob("*/features")))
     module, runs = importlib.import_module(find_protocol(args.protocol).module), []
@@ -243,7 +246,8 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
                     out.append(f"{both:,} test videos of {test or 'the store'} were in the pre-training list "
                                f"{trained['split']!r}, which saw them without labels (METHOD 1.6).")
         recipe = encoder.provenance.get("recipe") if encoder.provenance["kind"] != FINETUNED else None
-        if recipe and not encoder.provenance.get("init") and recipe["model"]["backbone"] != "r2plus1d_tiny":
+        if recipe and "maclr" not in recipe and not encoder.provenance.get("init") and \
+                recipe["model"]["backbone"] != "r2plus1d_tiny":
             out.append("Pre-trained without ImageNet weights (--init); the paper's numbers start from them.")
     if world.device.type == "cuda":
         out.append("Features were computed on CUDA, where convolutions may use TF32.")
@@ -272,8 +276,8 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _claim(out: Path, protocol: str, make: bool = True) -> None:
-    """Make OUT, if asked; refuse one that holds something else. Raises RequestError."""
+def _check_out(out: Path, protocol: str) -> None:
+    """Refuse an OUT that holds something else. Raises RequestError."""
     if out.is_file():
         raise RequestError(f"--out {out} is a file; expected a folder")
     if (out / "store.json").exists():
@@ -282,8 +286,6 @@ def _claim(out: Path, protocol: str, make: bool = True) -> None:
         before = report.read_metrics(out)["protocol"]
         if before != protocol:
             raise RequestError(f"--out {out} holds the results of {before}; choose another folder for {protocol}")
-    if make:
-        out.mkdir(parents=True, exist_ok=True)
 
 
 def _folder_name(number: int, train: str | None, test: str | None, seed: int) -> str:

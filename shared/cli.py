@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import errno
+import fcntl
 import os
 import signal
 import sys
@@ -51,6 +52,21 @@ def folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("a folder argument is empty; give a path, or . for the current folder")
     return Path(text)
+
+
+def hold(place: Path, flag: str) -> int:
+    """Lock a folder for this process; returns the descriptor that holds the lock until it is closed.
+
+    flag: the argument that named the folder. Raises RequestError where another process holds it.
+    """
+    lock = os.open(place / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise RequestError(f"{flag} {place} is in use by another process; wait for its end, or choose another "
+                           "folder") from None
+    return lock
 
 
 def catch_interrupts() -> list[str]:

@@ -3,9 +3,7 @@
 B clips, L frames of SxS pixels, h'xw' cells of maps.
 """
 
-import fcntl
 import json
-import os
 import resource
 import time
 from pathlib import Path
@@ -16,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from shared.cli import RequestError
+from shared.cli import RequestError, hold
 from shared.saliency import normalised, similarity_cam
 from shared.store.record import PARTIAL, write_atomic
 from shared.views import MEAN, STD, Views
@@ -42,12 +40,7 @@ def claim(run: Path, resume: bool) -> int:
     if there - {LOCK} and not resume:
         raise RequestError(f"--run {run} is not empty; go on with it by --resume auto, or choose a new folder")
     run.mkdir(parents=True, exist_ok=True)
-    lock = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise RequestError(f"--run {run} is in use by another process; wait for its end, or choose another") from None
+    lock = hold(run, "--run")
     for name in (run, run / CHECKPOINTS):        # what a killed run left half-written
         for entry in name.glob(".*.partial") if name.is_dir() else ():
             entry.unlink()

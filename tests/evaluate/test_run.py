@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from evaluate.encoders import open_encoder, weights_hash
 from shared import cli
 from shared.cli import RequestError
 from shared.nn.distributed import World
+from shared.pretraining import load_training
 from shared.store.index import Index
 
 FAST = ["--set", "run.threads=1", "--set", "clips=2", "--set", "run.device=cpu"]
@@ -123,6 +125,17 @@ def test_videos_of_another_store_were_not_trained_on(store, dataset, seen):
             "(METHOD 1.6)."]
     assert said() == (here if seen else [])
     assert said(store=str(store)) == said(index=index.generation) == here
+
+
+def test_imagenet_weights_are_missed_where_the_paper_has_them(store):
+    """MCL's numbers start from them; MaCLR's reconstruction does not (METHOD 2)."""
+    def said(pipeline):
+        recipe = load_training(pipeline).recipe.to_dict()
+        encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint", "recipe": recipe})
+        return run.notes([encoder], Index.load(store), {"dataset": "folder"}, [], World())
+
+    assert ["without ImageNet weights" in note for note in said("mcl")] == [True]
+    assert said("maclr") == said("maclr-tiny") == said("mcl-tiny") == []
 
 
 @pytest.mark.slow
@@ -239,6 +252,7 @@ def lopsided(tmp_path_factory, write_store, make_video):
     (["--seeds", "0"], "--seeds 0; expected 1 or more"),
     (["--set", "clssifier=svm"], "did you mean 'classifier'"),
     (["--set", "classifier=tree"], "expected svm or softmax"),
+    (["--set", "finetune.dropout=0.1"], "linear does not read it, verbs, detection, finetune would; leave it out"),
     (["--set", "c=-1.0"], "linear.c is -1.0"),
 ])
 def test_requests_that_cannot_be(evaluate, more, message):
@@ -293,6 +307,16 @@ def test_results_of_another_protocol_are_not_overwritten(evaluate, tmp_path):
     with pytest.raises(RequestError, match="holds the results of linear; choose another folder for retrieval"):
         evaluate("retrieval", "mean-image")
     evaluate("linear", "mean-image")                              # again is fine
+
+
+def test_an_out_is_one_process_at_a_time(evaluate, tmp_path):
+    (tmp_path / "out").mkdir()
+    lock = cli.hold(tmp_path / "out", "--out")
+    with pytest.raises(RequestError, match="out is in use by another process; wait for its end, or choose another"):
+        evaluate("linear", "mean-image")
+    os.close(lock)
+    evaluate("linear", "mean-image")
+    evaluate("linear", "mean-image")                              # the first has let go of it
 
 
 @pytest.mark.parametrize("argv, message", [

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.cli import RequestError, Stopped
+from shared.cli import RequestError, Stopped, hold
 from shared.nn.checkpoint import load, load_backbone
 from shared.store.index import Index
 from train import main
@@ -130,6 +130,10 @@ def test_another_recipe_data_or_folder_is_refused(unbroken, store, tmp_path, qui
     with pytest.raises(RequestError, match="made from other data: store 1.index: .*store 1.videos: stored 8, asked 7"):
         train(other, run, "--resume", "auto")
     assert (run / "metrics.jsonl").read_bytes() == before
+    lock = hold(run, "--run")
+    with pytest.raises(RequestError, match="is in use by another process; wait for its end, or choose another"):
+        train(store, run, "--resume", "auto")
+    os.close(lock)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
     with pytest.raises(RequestError, match="is no run of train/main.py: it holds thesis.tex"):
