@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate import ablation_report
-from evaluate.ablation_plan import BESIDE, FAMILIES, KNOWN, ROWS, Plan, Run
+from evaluate.ablation_plan import BESIDE, FAMILIES, KNOWN, MACLR, ROWS, UNTRAINED, Plan, Run
 from evaluate.ablation_runs import Ablation, claim
 from evaluate.children import Children
 from shared.cli import Progress, RequestError, nearest
@@ -32,7 +32,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--store", type=store_argument, required=True, help="packs: a folder, or a URL")
     parser.add_argument("--out", type=cli.folder, required=True, help="trainings, results, ablation.json, report.html")
     parser.add_argument("--family", choices=FAMILIES, default="tiny", help="NAME-tiny pipelines, or the paper's own")
-    parser.add_argument("--rows", help=f"by commas; default {','.join(ROWS)}; besides {','.join(BESIDE)}")
+    parser.add_argument("--rows", help=f"by commas; default {','.join(ROWS)}; besides "
+                        f"{','.join(BESIDE)}; or {','.join((UNTRAINED, *MACLR))}")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="trainings a row (default 5)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds are S to S + N - 1 (default 0)")
     parser.add_argument("--protocols", help="of evaluate.run, by commas; default " + "; ".join(
@@ -56,7 +57,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                                ("--jobs", args.jobs, 1), ("--processes", args.processes, 0)):
         if value < least:
             raise RequestError(f"{flag} {value}; expected {least} or more")
-    args.rows = _names(args.rows, ROWS, (*ROWS, *BESIDE), "--rows")
+    args.rows = _names(args.rows, ROWS, (*ROWS, *BESIDE, *MACLR), "--rows")
     args.protocols = _names(args.protocols, FAMILIES[args.family].protocols, KNOWN, "--protocols")
     return args
 

@@ -20,7 +20,11 @@ TABLE_1 = ("seco", "seco-ta", "seco-sa", "seco-ta-sa", "mcl-t", "mcl-s", "mcl-st
 TABLE_2 = ("seco-ta-sa", "mcl-v1", "mcl-v2", "mcl")
 ROWS = tuple(dict.fromkeys((*ALWAYS, *TABLE_1, *TABLE_2)))
 BESIDE = ("moco-ta-sa", "mcl-moco")              # in neither table; on request
-TELLING = ("variant", "st", "s", "t", "ta", "sa", "seed")      # settings that tell the runs apart
+# On request, and not with the rows above: their clips and net differ.
+MACLR = ("maclr-visual", "maclr-vm", "maclr", "maclr-mm", "maclr-flow", "maclr-difference", "maclr-narrow", "maclr-wide",
+         "maclr-ta-sa")
+# Settings that tell the runs apart.
+TELLING = ("variant", "st", "s", "t", "ta", "sa", "vm", "mv", "mm", "motion_input", "motion_width", "seed")
 KNOWN = tuple(name for name, protocol in PROTOCOLS.items() if "annotations" not in protocol.takes)
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Settings)}
 
@@ -56,6 +60,11 @@ class Plan:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
+        others = [row for row in args.rows if row not in (*MACLR, UNTRAINED)]
+        self.base = "maclr-visual" if set(MACLR) & set(args.rows) else "seco"
+        if self.base != "seco" and others:
+            raise RequestError(f"--rows {','.join(args.rows)}: rows of MaCLR and {others[0]} have other clips and "
+                               "nets; give each method its own --out")
         self.seeds = list(range(args.first_seed, args.first_seed + args.seeds))
         for setting in args.settings:
             if setting.partition("=")[0].strip().rpartition(".")[2] in TELLING:
@@ -86,8 +95,8 @@ class Plan:
             self.used(self.runs[0], protocol)
 
     def _training(self, row: str) -> Training:
-        """Of the untrained net: seco's, whose first weights it has."""
-        return load_training(("seco" if row == UNTRAINED else row) + FAMILIES[self.args.family].suffix,
+        """Of the untrained net: seco's, or the visual pathway's, whose first weights it has."""
+        return load_training((self.base if row == UNTRAINED else row) + FAMILIES[self.args.family].suffix,
                              self.args.settings)
 
     def _splits(self, index: Index, protocol: str) -> dict:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluate.ablation_plan import ALWAYS, BESIDE, TABLE_1, TABLE_2, UNTRAINED
+from evaluate.ablation_plan import ALWAYS, BESIDE, MACLR, TABLE_1, TABLE_2, UNTRAINED
 from evaluate.metrics import mean_spread
 from evaluate.pictures import COLOURS
 from evaluate.protocol import Table
@@ -37,7 +37,9 @@ PAPER_COLUMN = "linear top1"
 MOST = 4       # columns of scores side by side
 PAIRS = (("mcl", "seco-ta-sa"), ("mcl", "seco"), ("seco-ta-sa", "seco"), ("seco-ta", "seco"), ("seco-sa", "seco"),
          ("mcl-v1", "seco-ta-sa"), ("mcl-v2", "seco-ta-sa"), ("mcl-moco", "moco-ta-sa"), ("mcl-moco", "moco"),
-         ("moco-ta-sa", "moco"), ("seco", "moco"), ("moco", UNTRAINED), ("mcl", "moco"), ("mcl", UNTRAINED))
+         ("moco-ta-sa", "moco"), ("seco", "moco"), ("moco", UNTRAINED), ("mcl", "moco"), ("mcl", UNTRAINED),
+         *((row, "maclr-visual") for row in MACLR if row != "maclr-visual"),
+         *((row, UNTRAINED) for row in MACLR))
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ def tables(scores: Scores, recipes: Mapping[str, Pretraining]) -> list[Table]:
             ("Table 1: motion-focused augmentation and alignment terms", (*ALWAYS, *TABLE_1), (*ALWAYS, *TABLE_1),
              parts, _marks),
             ("Table 2: what is aligned with motion", TABLE_2, TABLE_2, ("aligned map",), _variant),
-            ("Beside the tables: one key instead of three", ("moco", *BESIDE), BESIDE, parts, _marks)):
-        if not set(telling) & set(recipes):
+            ("Beside the tables: one key instead of three", ("moco", *BESIDE), BESIDE, parts, _marks),
+            ("MaCLR: its visual pathway alone, and with the motion pathway", (UNTRAINED, *MACLR), MACLR,
+             ("terms", "input", "width"), _pathways)):
+        if not set(telling) & set(recipes) or (telling is not MACLR and set(MACLR) & set(recipes)):
             continue
         for number, columns in enumerate(_side_by_side(scores.columns)):
             rows = [[row, *marks(recipes[row], row), *(scores.cell(column, row) for column in columns)]
@@ -117,6 +121,15 @@ def _marks(recipe: Pretraining, row: str) -> list[str]:
 
 def _variant(recipe: Pretraining, row: str) -> list[str]:
     return [recipe.alignment.variant]
+
+
+def _pathways(recipe: Pretraining, row: str) -> list[str]:
+    if row == UNTRAINED:
+        return ["", "", ""]
+    maclr, terms = recipe.maclr, {"vv": recipe.contrast.inter}
+    terms |= {name: getattr(maclr, name) for name in ("vm", "mv", "mm")}
+    return [", ".join(name for name, on in terms.items() if on),
+            *((maclr.motion_input, str(maclr.motion_width)) if maclr.reads else ("", ""))]
 
 
 def differences(scores: Scores) -> list[Table]:

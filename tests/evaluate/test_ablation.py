@@ -83,6 +83,22 @@ def test_tables_say_what_each_row_has():
     assert [row[0] for row in beside.rows] == ["moco", "mcl-moco"]
 
 
+def test_maclr_stands_beside_its_visual_pathway_alone(plan):
+    """A table of its own; the untrained net is theirs; differences are taken between them."""
+    made = plan("--rows", "maclr,maclr-visual,untrained,maclr-flow", "--seeds", "2")
+    assert [run.row for run in made.runs[:4]] == ["untrained", "maclr-visual", "maclr", "maclr-flow"]
+    assert made.trainings[made.runs[0]].recipe.model.backbone == "slow_tiny"
+    assert made.evaluation(made.runs[0], "linear")[:2] == ["features.clip=4x4", "features.size=48"]
+    recipes = {run.row: training.recipe for run, training in made.trainings.items()}
+    values = {"linear top1": {"maclr": {0: 3.0, 1: 5.0}, "maclr-visual": {0: 2.0, 1: 6.0}}}
+    table, pairs = ablation_tables.tables(Scores(values, {}, (0, 1), {}), recipes)
+    assert table.columns == ["row", "terms", "input", "width", "linear top1, %"]
+    assert table.rows == [["untrained", "", "", "", None], ["maclr-visual", "vv", "", "", "4.0 ± 2.8"],
+                          ["maclr", "vv, vm, mv", "edges", "4", "4.0 ± 1.4"],
+                          ["maclr-flow", "vv, vm, mv", "flow", "4", None]]
+    assert pairs.rows == [["maclr less maclr-visual", "+0.0 ± 1.4; 1 of 2"]]
+
+
 def test_the_papers_numbers_are_those_of_its_tables():
     """Every number that pipelines.yaml quotes beside a row is the one of the table."""
     for row in ablation_tables.PAPER["r2plus1d_50"]:
@@ -116,10 +132,11 @@ def test_rows_are_all_of_both_tables(store, tmp_path):
     (["--set", "alignment.wieght=1"], "did you mean 'alignment.weight'"),
     (["--set-evaluation", "clps=1"], "'clps' is no setting; did you mean 'clips'"),
     (["--set-evaluation", "c=-1.0"], "linear.c is -1.0"),
-    (["--protocols", "retrieval", "--set-evaluation", "c=2.0"], "'c' is no setting"),
+    (["--protocols", "retrieval", "--set-evaluation", "c=2.0"], "c: retrieval does not read it, linear, controls would"),
     (["--test-split", "no"], "--test-split 'no': .* has no such split"),
     (["--split", "trian"], "--split 'trian': .* has no such split"),
     (["--protocols", "controls", "--leave-out", "group"], "--leave-out group does not apply to controls"),
+    (["--rows", "maclr,seco"], "rows of MaCLR and seco have other clips and nets"),
     (["--family", "large"], "invalid choice: 'large'"),
     (["--rows", "seco,mcl-t", "--set", "backbone=i2d"], "row mcl-t: .* only L_s applies .* leave it out"),
 ])
