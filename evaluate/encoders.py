@@ -21,7 +21,9 @@ from shared.pretraining import FRAME_CLIP, FRAME_NETS
 
 RANDOM, MEAN_IMAGE = "random", "mean-image"
 PAPER_CLIP, PAPER_SIZE = "16x2", 224                        # METHOD 1.7
-SMALL = {"r2plus1d_tiny": ("8x2", 48), "r2plus1d_18": ("16x2", 112), "r3d_18": ("16x2", 112)}     # ours
+# What others are trained on: MaCLR's visual pathway (METHOD 2) and the small ones, ours.
+VIEWS = {"slow_50": ("8x8", 224), "slow_tiny": ("4x4", 48), "r2plus1d_tiny": ("8x2", 48), "r2plus1d_18": ("16x2", 112),
+         "r3d_18": ("16x2", 112)}
 
 
 class MeanImage(nn.Module):
@@ -95,7 +97,7 @@ def untrained(name: str, seed: int, device: torch.device | str = "cpu", width: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build_backbone(name, width)
-    clip, size = SMALL.get(name, (FRAME_CLIP if name in FRAME_NETS else PAPER_CLIP, PAPER_SIZE))
+    clip, size = VIEWS.get(name, (FRAME_CLIP if name in FRAME_NETS else PAPER_CLIP, PAPER_SIZE))
     origin = {"kind": RANDOM, "backbone": name, "width": net.width, "features": net.features, "seed": seed}
     return Encoder(f"{RANDOM}:{name}:{seed}", net.to(device).eval(), weights_hash(net), clip, size, origin)
 

@@ -15,8 +15,9 @@ from evaluate.features import View, extract
 from evaluate.labelled import Samples
 from evaluate.protocol import Figure, Request, Result
 from evaluate.recognition import check_classes, recognition
-from evaluate.supervised import FINETUNED, ONE_SIDED, train_supervised
+from evaluate.supervised import FINETUNED, train_supervised
 from shared import figures
+from shared.catalog import ONE_SIDED
 from shared.cli import RequestError
 from shared.nn import checkpoint
 from shared.store.index import Index

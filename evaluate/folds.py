@@ -59,8 +59,8 @@ def gather_features(request: Request) -> Found | None:
     for part, name in zip(labelled, (request.train_split, request.test_split)):
         if not len(part):
             raise RequestError(f"{request.store}: no video of {_name(name)} has a label; this protocol needs classes: "
-                               "put the videos in a folder a class, or label them in an annotations CSV, and make the "
-                               "store anew")
+                               "choose a split that has them, or put the videos in a folder a class or label them in "
+                               "an annotations CSV, and make the store anew")
     if test is None:
         folds = _leave_out(labelled[0], request)
     else:
@@ -100,10 +100,13 @@ def _name(split: str | None) -> str:
 
 
 def default_split(index: Index, asked: str | None, names: Sequence[str], flag: str) -> str:
-    """The split asked for, or the first of the usual names that the store has. Raises RequestError for none."""
+    """The split asked for, or the first of the usual names that the store has, one with labels before one without:
+    the answers to official tests are often not public. Raises RequestError for none."""
     if asked is not None:
         return asked
-    found = next((name for name in names if name in index.splits), None)
+    there = [name for name in names if name in index.splits]
+    labelled = [name for name in there if (index.label[index.in_split(name)] >= 0).any()]
+    found = next(iter([*labelled, *there]), None)
     if found is None:
         raise RequestError(f"{index.store} has no split {' nor '.join(map(repr, names))}; it has "
                            f"{', '.join(index.splits) or 'none'}: choose with {flag}, or use --leave-out group")

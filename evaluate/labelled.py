@@ -56,9 +56,9 @@ class Samples:
         positions = every[index.label[every] >= 0]
         name = f"split {split!r}" if split else "the store"
         if not len(positions):
-            raise RequestError(f"{index.store}: no video of {name} has a label; this protocol needs classes: put the "
-                               "videos in a folder a class, or label them in an annotations CSV, and make the store "
-                               "anew")
+            raise RequestError(f"{index.store}: no video of {name} has a label; this protocol needs classes: choose a "
+                               "split that has them, or put the videos in a folder a class or label them in an "
+                               "annotations CSV, and make the store anew")
         classes, labels = np.unique([index.class_name[i] for i in positions], return_inverse=True)
         return cls(name, positions, np.zeros_like(positions), index.frames[positions].astype(np.int64),
                    labels.astype(np.int64), classes.tolist(), len(every) - len(positions))

@@ -24,6 +24,7 @@ from evaluate.features import View
 from evaluate.labelled import Cropping, LabelledClips, Samples
 from evaluate.rand_augment import rand_augment
 from evaluate.settings import Finetune, RunEvaluation
+from shared.catalog import ONE_SIDED
 from shared.cli import Progress, RequestError, Stopped
 from shared.loader import Batch, Loader, Sampler, worker_count
 from shared.nn import checkpoint
@@ -44,7 +45,6 @@ from shared.views import augment
 FINETUNED, TRAINING = "finetuned.pt", "training.pt"
 CHECKPOINT_S = 300    # a long training is saved every so many seconds
 HEAD_STD = 0.01       # ours
-ONE_SIDED = ("ssv2",)     # datasets whose classes tell left from right (METHOD 2)
 TEST_ONLY = "crops", "test_size"
 RESUME = "the same command goes on"
 

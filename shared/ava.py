@@ -88,13 +88,17 @@ def read_annotations(folder: Path) -> Annotations:
     missing or wrong, naming file and line.
     """
     find_lists(folder, (), "ava_*_v2.2.csv")
+    if not (folder / LABEL_MAP).is_file():
+        raise RequestError(f"no {LABEL_MAP} in {folder}; expected the official label map of the actions that count")
     names, numbers = read_label_map(folder / LABEL_MAP)
     parts, excluded = [], set()
     for part in PARTS:
         file, out = folder / f"ava_{part}_v2.2.csv", folder / f"ava_{part}_excluded_timestamps_v2.2.csv"
         if file.is_file():
+            if not out.is_file():
+                raise RequestError(f"no {out.name} beside {file}; expected the official list of seconds that do not "
+                                   "count (an empty file: all count)")
             parts.append(read_persons(file, numbers))
-        if out.is_file():
             excluded |= {(cells[0], _second(cells[1], out, line)) for line, cells in _records(out, 2)}
     if not parts:
         raise RequestError(f"no ava_train_v2.2.csv nor ava_val_v2.2.csv in {folder}; expected the official CSVs")

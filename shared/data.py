@@ -102,7 +102,7 @@ class ClipData:
             starts = clip_starts(int(frames), self.geometry, document["recipe"]["clips"]["step"])
             if not self._divides(starts, int(frames), fps):
                 undivided += int(count)
-        self._check_arrays(index, positions, store)
+        self._check_arrays(index, positions, store, document["dataset"])
         return positions, {"store": str(store), "dataset": document["dataset"], "recipe_hash": document["recipe_hash"],
                            "index": index.generation, "split": name, "videos": len(positions),
                            "short": int((~enough).sum()), "undivided": undivided}
@@ -118,18 +118,19 @@ class ClipData:
         rate = fps if fps > 0 else ASSUMED_FPS
         return self.maclr.shift_min_s * rate, self.maclr.shift_max_s * rate
 
-    def _check_arrays(self, index: Index, positions: np.ndarray, store) -> None:
+    def _check_arrays(self, index: Index, positions: np.ndarray, store, dataset: str) -> None:
         start = next(layout for layout in clip_arrays(self.geometry, (CELL, CELL)) if layout.name.endswith("/start"))
         stored = self.maclr.motion_input if self.maclr and self.maclr.reads else "difference"
         for pack in sorted({index.pack[i] for i in positions}):
             files = index.pack_row(pack).files
+            if stored != "difference" and f"{stored}/zarr.json" not in files:        # first: clips can be added
+                raise RequestError(f"{store} keeps no {stored} (pack {pack}), which the motion pathway reads; make "
+                                   f"another store with `python -m preprocess.run --dataset {dataset} --store OTHER "
+                                   f"--recipe maclr --set {stored}=true --set geometries={self.geometry}`, or train "
+                                   "with --set motion_input=difference")
             if start.metadata_file not in files:
                 raise RequestError(f"{store} has no clips {self.geometry} (pack {pack}); add them with `python -m "
                                    f"preprocess.reindex {store} --clips {self.geometry}`")
-            if stored != "difference" and f"{stored}/zarr.json" not in files:
-                raise RequestError(f"{store} keeps no {stored} (pack {pack}), which the motion pathway reads; make "
-                                   f"another store with preprocess.run --recipe maclr --set {stored}=true, or train "
-                                   "with --set motion_input=difference")
 
     def __len__(self) -> int:
         return len(self.videos)

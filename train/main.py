@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from shared.catalog import ONE_SIDED
 from shared.cli import Progress, Stopped, duration, size
 from shared.data import ClipData
 from shared.loader import Loader, Sampler, worker_count
@@ -217,6 +218,10 @@ def introduce(training: Training, data: ClipData, schedule: Schedule, learner: L
     if maclr and maclr.reads:
         say(f"motion   {maclr.motion_input}, clips {maclr.motion_clip}, {learner.motion_query.backbone.name} of width "
             f"{learner.motion_query.backbone.width}; terms {', '.join(learner.weights)}")
+    sided = sorted({entry["dataset"] for entry in data.provenance()}.intersection(ONE_SIDED))
+    if sided and training.recipe.augment.flip_p:
+        say(f"note     clips are flipped, and the classes of {', '.join(sided)} tell left from right: flip_p=0 keeps "
+            "them apart")
     for note in (*training.notes, *learner.notes):
         say(f"note     {note}")
     if provenance["init"]:

@@ -21,6 +21,7 @@ from evaluate.protocol import load_settings
 from shared.cli import RequestError
 from shared.clips import ClipGeometry
 from shared.nn.distributed import World
+from shared.pretraining import load_training
 from shared.store.layout import StoreError
 from shared.store.reader import StoreReader
 from shared.views import MEAN, STD, resize
@@ -222,6 +223,14 @@ def test_untrained_networks_follow_their_seed():
     hashes = [open_encoder(text, seed=seed).sha256 for text, seed in
               [("random:r2plus1d_tiny:1", 0), ("random:r2plus1d_tiny", 1), ("random:r2plus1d_tiny", 2)]]
     assert hashes[0] == hashes[1] != hashes[2] and torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name, view", [
+    ("slow_tiny", ("4x4", 48)), pytest.param("slow_50", ("8x8", 224), marks=pytest.mark.slow)])
+def test_an_untrained_pathway_of_maclr_has_the_view_of_its_pipeline(name, view):
+    encoder, trained = open_encoder(f"random:{name}"), load_training("maclr-tiny" if "tiny" in name else "maclr").recipe
+    assert (encoder.clip, encoder.size) == (trained.sampling.clip, trained.sampling.size) == view
+    assert trained.model.backbone == name
 
 
 @pytest.mark.parametrize("settings, message", [

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.roi import roi_align
+from evaluate.roi import box_features, roi_align
+from shared.nn.backbones import build_backbone
 
 
 def slowly(plane, box, bins, samples=2):
@@ -45,3 +46,19 @@ def test_a_ramp_gives_the_middles_of_the_bins():
     middle = (np.arange(bins) + 0.5) / bins
     rows, columns = (0.31 + 0.52 * middle) * height, (0.23 + 0.48 * middle) * width
     assert got == pytest.approx(0.3 * rows[:, None] - 0.7 * columns)
+
+
+@pytest.mark.parametrize("name, length", [("slow_tiny", 4), ("r2plus1d_tiny", 8)])
+def test_a_person_is_the_maximum_over_bins_of_the_mean_over_time(name, length):
+    """METHOD 2: RoIAlign on temporally pooled features."""
+    torch.manual_seed(0)
+    net, clips = build_backbone(name).eval(), torch.randn(2, 3, length, 32, 48)
+    boxes = np.array([(0.1, 0.2, 0.6, 0.9), (0.5, 0.0, 1.0, 0.5), (0.0, 0.0, 1.0, 1.0)])
+    images = [1, 0, 1]
+    with torch.no_grad():
+        output = net.output(*net.body(clips)).double().numpy()                         # (2, C, T', h', w')
+        got = box_features(net, clips, torch.from_numpy(boxes), torch.tensor(images), 3).numpy()
+    assert output.shape[2] > 1 and output.std(2).max() > 0
+    expected = [[slowly(plane.sum(0) / len(plane), box, 3).max() for plane in output[image]]
+                for box, image in zip(boxes, images)]
+    assert got == pytest.approx(np.array(expected), rel=1e-4, abs=1e-5)

@@ -42,13 +42,14 @@ def ssv2(tmp_path_factory, film, pack):
             entries.append({"id": str(number), "label": names[i % 2].replace("something", "a box"),
                             "template": TEMPLATES[i % 2], "placeholders": ["a box"]})
         (lists / f"something-something-v2-{part}.json").write_text(json.dumps(entries))
-    (lists / "something-something-v2-test.json").write_text("[]")
+    film(base / "videos" / "0.webm", moving(0, False), 12, "libvpx")
+    (lists / "something-something-v2-test.json").write_text('[{"id": "0"}]')       # its answers are not public
     return pack("ssv2", base / "videos", lists, base / "store")
 
 
 def evaluate(store, out, steps, *more):
     argv = ["--protocol", "finetune", "--checkpoint", "random:r2plus1d_tiny:0", "--store", str(store), "--out",
-            str(out), "--test-split", "val"]
+            str(out)]
     for setting in ("run.threads=1", "run.workers=0", "run.device=cpu", "clips=2", "crops=1", f"finetune.steps={steps}",
                     "finetune.batch=8", "finetune.accumulate=1", "finetune.dropout=0", "finetune.lr=0.05",
                     "finetune.bn_group=8", *more):
@@ -62,7 +63,10 @@ def test_from_files_to_top1_without_flips(ssv2, tmp_path):
     found, recipe = evaluate(ssv2, tmp_path / "out", 2)
     assert found["store"]["dataset"] == "ssv2" and recipe["flip"] is False
     assert found["counts"]["train_videos"] == 16 and found["counts"]["test_videos"] == 8
+    assert found["splits"]["test"] == ["val"]                             # `test` has no labels
     assert 0 <= found["metrics"]["top1"] <= 100 and found["chance"]["top1"] == 50
+    assert {row[0] for row in found["tables"][0]["rows"]} == {name.replace("[", "").replace("]", "")
+                                                              for name in TEMPLATES}      # accuracy per class
 
 
 @pytest.mark.slow

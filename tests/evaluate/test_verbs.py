@@ -120,11 +120,12 @@ def test_an_event_is_two_seconds_of_its_clip(vidsitu):
 
 
 def test_metrics_counted_by_hand():
-    named = [["a"] * 9 + ["b"], ["a", "a", "b", "b", "c", "d", "e", "f", "g", "h"], ["z"] * 10, ["b"] * 10]
+    named = [["a"] * 9 + ["b"], ["a", "a", "b", "b", "c", "d", "e", "f", "g", "h"], ["z"] * 10,
+             ["b"] * 9 + ["a"]]
     answers = np.array([["b", "c", "d", "e", "f"],      # first right; a is missed
                         ["x", "y", "b", "c", "d"],      # third right; of a and b, b is found
                         ["a", "b", "c", "d", "e"],      # wrong: nobody learnt z
-                        ["c", "d", "e", "f", "b"]])     # fifth right
+                        ["c", "d", "a", "f", "b"]])     # fifth right; a, which one annotator named, is no recall
     assert counted_verbs(named, 1) == {"a": 2, "b": 2, "z": 1} and counted_verbs(named, 2) == {"a": 2, "b": 2}
     metrics, recall = score(answers, named, counted_verbs(named, 2))
     assert metrics == {"accuracy@1": 25, "accuracy@5": 75, "recall@5": pytest.approx(50)}

@@ -178,6 +178,7 @@ def ava_files(base: Path) -> tuple[Path, Path]:
     dump(folder / "ava_train_v2.2.csv", "\n".join(ROWS))
     dump(folder / "ava_val_v2.2.csv", "1j20qq1JyX4,0902,0.002,0.118,0.714,0.977,12,0\n")
     dump(folder / "ava_train_excluded_timestamps_v2.2.csv", "-5KQ66BBWC4,0903\n-5KQ66BBWC4,0999\n")
+    dump(folder / "ava_val_excluded_timestamps_v2.2.csv", "")
     dump(folder / ava.LABEL_MAP, LABELS)
     return touch(root, "-5KQ66BBWC4.mkv", "1j20qq1JyX4.mp4", "unlisted.webm"), folder
 
@@ -226,7 +227,11 @@ class TestAVA:
         with pytest.raises(RequestError, match="expected a name and an id"):
             ava.read_annotations(folder)
         (folder / ava.LABEL_MAP).unlink()
-        with pytest.raises(RequestError, match=f"cannot read .*{ava.LABEL_MAP}"):
+        with pytest.raises(RequestError, match=f"no {ava.LABEL_MAP} in .*expected the official label map"):
+            ava.read_annotations(folder)
+        dump(folder / ava.LABEL_MAP, LABELS)
+        (folder / "ava_val_excluded_timestamps_v2.2.csv").unlink()         # without it other persons would be judged
+        with pytest.raises(RequestError, match="no ava_val_excluded_timestamps_v2.2.csv beside .*seconds that do not"):
             ava.read_annotations(folder)
         (folder / "ava_val_v2.2.csv").unlink()
         assert any("ava_val_v2.2.csv" in note for note in open_catalog("ava", root).notes)

@@ -261,6 +261,8 @@ def test_what_the_store_does_not_keep_is_refused(store, tmp_path, make_clip_stor
     for kind in ("edges", "flow"):
         with pytest.raises(RequestError, match=f"keeps no {kind} .pack p32x40.*--recipe maclr --set {kind}=true"):
             ClipData([plain], sampling(keys=1), augment(), motion=False, maclr=maclr(motion_input=kind))
+    with pytest.raises(RequestError, match="keeps no edges.*--set geometries=4x4`"):     # no such clips either
+        ClipData([plain], sampling(keys=1, clip="4x4"), augment(), motion=False, maclr=maclr(motion_clip="8x2"))
     for chosen in (maclr(motion_input="difference"), maclr(vm=False, mv=False)):
         assert len(ClipData([plain], sampling(keys=1), augment(), motion=False, maclr=chosen)) == 2
 

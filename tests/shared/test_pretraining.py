@@ -19,6 +19,15 @@ SCALE = {"sampling.clip", "sampling.size", "augment.jitter_p", "augment.grey_p",
          "maclr.motion_clip", "maclr.motion_backbone", "maclr.motion_width"}
 
 
+def test_the_page_of_maclr_names_every_setting_of_its_own():
+    page = (pipelines_path().parent / "docs/maclr.md").read_text()
+    tree = load_training("maclr").recipe.to_dict()
+    named = [*tree["maclr"], *(key for key in tree["contrast"] if key not in ("intra", "order")), "backbone", "width",
+             "precision", "hidden", "dim", "clip", "size", "ta", "sa", "jitter_p", "flip_p", "optimise"]
+    assert [key for key in named if not re.search(rf"(?:[`.]|--set ){key}\b", page)] == []
+    assert [name for name in MACLR if not re.search(f"(?:`|--pipeline ){name}\\b", page)] == []
+
+
 def test_every_name_and_its_tiny_twin_load():
     names = *FULL, *MACLR
     assert set(load_document()["pipelines"]) == {*names, *(f"{name}-tiny" for name in names)}
