@@ -1,4 +1,4 @@
-# demo, test, bench, learn and gpu each create the virtual environment first. `make gpu PY=python3` uses one that exists.
+# demo, test, bench, learn, maclr and gpu each create the virtual environment first. `make gpu PY=python3` uses one that exists.
 PYTHON ?= python3
 comma := ,
 VENV ?= .venv
@@ -12,8 +12,8 @@ else
 READY := $(VENV)/.ready-$(EXTRAS)
 endif
 
-.PHONY: demo test bench learn gpu
-demo test bench learn gpu: $(READY)
+.PHONY: demo test bench learn maclr gpu
+demo test bench learn maclr gpu: $(READY)
 
 $(VENV)/.ready-$(EXTRAS): setup.cfg constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; say make PYTHON=python3.12')"
@@ -46,6 +46,7 @@ bench:
 	$(PY) tests/bench/store.py
 	$(PY) tests/bench/flow.py
 	$(PY) tests/bench/motion.py
+	$(PY) tests/bench/edges.py
 	$(PY) tests/bench/pipeline.py
 	$(PY) tests/bench/memory.py
 	$(PY) tests/bench/clusters.py --rounds 1
@@ -57,6 +58,9 @@ bench:
 
 learn:
 	$(PY) tests/bench/learning.py
+
+maclr:
+	$(PY) tests/bench/maclr.py
 
 gpu:
 	$(PY) -m pytest -q -n 0 -m gpu

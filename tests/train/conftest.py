@@ -384,5 +384,28 @@ def distance(a, b):
 
 
 @pytest.fixture(scope="session")
+def descend_beside(make_views):
+    """descend_beside(learner, oracle, recipe): three steps of descent of both, whose every logged number and every
+    gradient must be the same."""
+    def descend(learner, oracle, recipe):
+        for step in range(3):
+            views = make_views(recipe, step)
+            out = learner(views, step / 10, step)
+            learner.zero_grad()
+            out["loss"].backward()
+            logs, gradients = oracle.step(views, step / 10, step)
+            assert out.keys() == logs.keys()
+            for name, value in logs.items():
+                assert out[name].item() == pytest.approx(value, rel=1e-9, abs=1e-9), name
+            named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+            assert named.keys() == gradients.keys()
+            for name, p in named.items():
+                torch.testing.assert_close(p.grad, gradients[name], rtol=1e-7, atol=1e-10,
+                                           msg=lambda m: f"{name}: {m}")
+                p.data -= recipe.optimise.lr * p.grad
+    return descend
+
+
+@pytest.fixture(scope="session")
 def make_oracle():
     return lambda learner, recipe, ranks: (MaclrOracle if recipe.maclr else Oracle)(learner, recipe, ranks)

@@ -23,25 +23,12 @@ def name_of(settings):
 
 @pytest.mark.parametrize("settings", [*CASES[:4], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[4:])],
                          ids=name_of)
-def test_steps_equal_the_oracle(settings, make_recipe, make_views, make_learner, make_oracle):
+def test_steps_equal_the_oracle(settings, make_recipe, make_learner, make_oracle, descend_beside):
     """Three steps of descent: every logged number, every gradient, both queues with their wrap, all encoders."""
     recipe = make_recipe(settings, maclr=True)
     learner = make_learner(recipe)
     oracle = make_oracle(learner, recipe, ranks=1)
-    for step in range(3):
-        views = make_views(recipe, step)
-        out = learner(views, step / 10, step)
-        learner.zero_grad()
-        out["loss"].backward()
-        logs, gradients = oracle.step(views, step / 10, step)
-        assert out.keys() == logs.keys()
-        for name, value in logs.items():
-            assert out[name].item() == pytest.approx(value, rel=1e-9, abs=1e-9), name
-        named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-        assert named.keys() == gradients.keys()
-        for name, p in named.items():
-            torch.testing.assert_close(p.grad, gradients[name], rtol=1e-7, atol=1e-10, msg=lambda m: f"{name}: {m}")
-            p.data -= recipe.optimise.lr * p.grad
+    descend_beside(learner, oracle, recipe)
     state = learner.state_dict()
     for queue, (rows, pointer) in oracle.held().items():
         torch.testing.assert_close(state[f"{queue}.keys"], torch.stack([row for row, _ in rows]))

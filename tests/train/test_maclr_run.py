@@ -9,6 +9,7 @@ import torch
 
 from shared.cli import RequestError
 from shared.nn.checkpoint import load, load_backbone
+from shared.store.record import read_json, write_json_atomic
 from train import main
 
 TIMES = {"clips_per_s", "data_wait"}
@@ -83,6 +84,17 @@ def test_a_resumed_run_is_as_one_unbroken(store, tmp_path):
         assert one["learner"][f"{name}.pointer"] == 6 * 4 and one["learner"][f"{name}.keys"].shape == (40, 2 * 128)
     momenta = [[state["momentum_buffer"] for state in run["optimizer"]["state"].values()] for run in (one, other)]
     assert len(momenta[0]) > 50 and all(torch.equal(a, b) for a, b in zip(*momenta))
+
+
+def test_flips_of_classes_that_tell_left_from_right_are_said(store, tmp_path, capsys):
+    """Something-Something v2: fine-tuning leaves flips out by itself, pre-training by a setting."""
+    sided = tmp_path / "store"
+    shutil.copytree(store, sided)
+    write_json_atomic(sided / "store.json", read_json(sided / "store.json") | {"dataset": "ssv2"})
+    for number, (flip, said) in enumerate((("0.5", True), ("0", False))):
+        assert train(sided, tmp_path / f"run{number}", "maclr-visual", "--set", "steps=1", "--set",
+                     f"flip_p={flip}") == 0
+        assert ("classes of ssv2 tell left from right: flip_p=0" in capsys.readouterr().out) == said
 
 
 def test_only_the_visual_pathway_leaves_the_run(store, tmp_path):

@@ -25,25 +25,12 @@ from train.moco import KeyShuffle, Queue, momentum_twin, momentum_update
     {"sampling.keys": 1, "contrast.intra": 0.0, "contrast.order": 0.0},
     {"model.backbone": "i2d", "sampling.clip": "1x1", "sampling.size": 64, "alignment.st": False, "alignment.t": False},
 ], ids=lambda settings: ",".join(f"{k.rpartition('.')[2]}={v}" for k, v in settings.items()) or "mcl")
-def test_steps_equal_the_oracle(settings, make_recipe, make_views, make_learner, make_oracle):
+def test_steps_equal_the_oracle(settings, make_recipe, make_learner, make_oracle, descend_beside):
     """Three steps of descent: every logged number, every gradient, the queue with its wrap, both encoders."""
     recipe = make_recipe(settings)
     learner = make_learner(recipe)
     oracle = make_oracle(learner, recipe, ranks=1)
-    for step in range(3):
-        views = make_views(recipe, step)
-        out = learner(views, step / 10, step)
-        learner.zero_grad()
-        out["loss"].backward()
-        logs, gradients = oracle.step(views, step / 10, step)
-        assert out.keys() == logs.keys()
-        for name, value in logs.items():
-            assert out[name].item() == pytest.approx(value, rel=1e-9, abs=1e-9), name
-        named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-        assert named.keys() == gradients.keys()
-        for name, p in named.items():
-            torch.testing.assert_close(p.grad, gradients[name], rtol=1e-7, atol=1e-10, msg=lambda m: f"{name}: {m}")
-            p.data -= recipe.optimise.lr * p.grad
+    descend_beside(learner, oracle, recipe)
     torch.testing.assert_close(learner.queue.keys, torch.stack([vector for vector, _ in oracle.queue]))
     assert learner.queue.ids.tolist() == [id for _, id in oracle.queue]
     assert int(learner.queue.pointer) == oracle.pointer
