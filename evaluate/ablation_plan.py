@@ -21,8 +21,8 @@ TABLE_2 = ("seco-ta-sa", "mcl-v1", "mcl-v2", "mcl")
 ROWS = tuple(dict.fromkeys((*ALWAYS, *TABLE_1, *TABLE_2)))
 BESIDE = ("moco-ta-sa", "mcl-moco")              # in neither table; on request
 # On request, and not with the rows above: their clips and net differ.
-MACLR = ("maclr-visual", "maclr-vm", "maclr", "maclr-mm", "maclr-flow", "maclr-difference", "maclr-narrow", "maclr-wide",
-         "maclr-ta-sa")
+MACLR = ("maclr-visual", "maclr-vm", "maclr", "maclr-mm", "maclr-flow", "maclr-difference", "maclr-narrow",
+         "maclr-wide", "maclr-ta-sa")
 # Settings that tell the runs apart.
 TELLING = ("variant", "st", "s", "t", "ta", "sa", "vm", "mv", "mm", "motion_input", "motion_width", "seed")
 KNOWN = tuple(name for name, protocol in PROTOCOLS.items() if "annotations" not in protocol.takes)

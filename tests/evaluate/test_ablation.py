@@ -132,7 +132,7 @@ def test_rows_are_all_of_both_tables(store, tmp_path):
     (["--set", "alignment.wieght=1"], "did you mean 'alignment.weight'"),
     (["--set-evaluation", "clps=1"], "'clps' is no setting; did you mean 'clips'"),
     (["--set-evaluation", "c=-1.0"], "linear.c is -1.0"),
-    (["--protocols", "retrieval", "--set-evaluation", "c=2.0"], "c: retrieval does not read it, linear, controls would"),
+    (["--protocols", "retrieval", "--set-evaluation", "c=2.0"], "c: retrieval does not read it, linear, controls"),
     (["--test-split", "no"], "--test-split 'no': .* has no such split"),
     (["--split", "trian"], "--split 'trian': .* has no such split"),
     (["--protocols", "controls", "--leave-out", "group"], "--leave-out group does not apply to controls"),
