@@ -16,7 +16,7 @@ MACLR = ("maclr", "maclr-visual", "maclr-flow", "maclr-difference", "maclr-vm", 
 SCALE = {"sampling.clip", "sampling.size", "augment.jitter_p", "augment.grey_p", "augment.blur_p", "model.backbone",
          "model.hidden", "model.precision", "contrast.queue", "contrast.momentum", "alignment.weight",
          "optimise.epochs", "optimise.steps", "optimise.batch", "optimise.lr", "optimise.warmup_epochs",
-         "maclr.motion_clip", "maclr.motion_backbone", "maclr.motion_width"}
+         "contrast.bn_group", "maclr.motion_clip", "maclr.motion_backbone", "maclr.motion_width", "maclr.edges_max"}
 
 
 def test_the_page_of_maclr_names_every_setting_of_its_own():
