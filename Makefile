@@ -1,4 +1,4 @@
-# demo, test, bench, learn, maclr and gpu each create the virtual environment first. `make gpu PY=python3` uses one that exists.
+# demo, test, bench, learn, maclr and gpu each create the virtual environment first; `make gpu PY=python3` uses yours.
 PYTHON ?= python3
 comma := ,
 VENV ?= .venv
