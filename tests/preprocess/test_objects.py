@@ -191,8 +191,11 @@ def test_a_lost_pack_is_made_again(filled, local, small_videos, capsys):
 # Kills, zombies and rivals.
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_killed_driver_is_resumed(store, local, small_videos, capsys, number):
-    process = start(small_videos, store, "--set", "publish_s=0")
+def test_a_killed_driver_is_resumed(store, small_videos, tmp_path, capsys, number):
+    expected, single = tmp_path / "expected", ("--set", "packs.videos=2")
+    assert preprocess(small_videos, expected, *single) == 0
+    capsys.readouterr()
+    process = start(small_videos, store, *single, "--set", "publish_s=0")
     began = time.monotonic()
     while len(pack_prefixes(store)) < 2 and process.poll() is None and time.monotonic() - began < 120:
         time.sleep(0.02)
@@ -200,9 +203,9 @@ def test_a_killed_driver_is_resumed(store, local, small_videos, capsys, number):
     out, err = process.communicate(timeout=120)
     assert process.returncode == (-9 if number == signal.SIGKILL else 3), out + err
     assert check.main([str(store)]) == 0     # whatever a reader sees is whole; the rest is notes
-    assert preprocess(small_videos, store) == 0
+    assert preprocess(small_videos, store, *single) == 0
     assert "done: 12" not in capsys.readouterr().out   # the packs that were there were not made again
-    assert_equal(store, local)
+    assert_equal(store, expected)
 
 
 class Halting(SerialEngine):

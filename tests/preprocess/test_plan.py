@@ -1,5 +1,6 @@
 """Packs are planned deterministically and within their limits."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from preprocess import plan as planning
 from preprocess.decode import Probe
+from preprocess.isolate import ChildProcess
 from preprocess.plan import Cost, PlannedPack
 from preprocess.task import Misplanned
 from shared.catalog import open_catalog
@@ -57,6 +59,32 @@ def test_unfinished_packs_come_first_and_only_while_they_hold(small_videos):
     assert sorted(v for pack in plan.packs for v in pack.videos) == ids
     plan = planning.make_plan(catalog, RECIPE, set(ids) - {ids[3]}, [earlier])
     assert earlier not in plan.packs and ids[3] not in [v for pack in plan.packs for v in pack.videos]
+
+
+def test_a_file_that_kills_its_reader_costs_no_neighbour(small_videos):
+    catalog = open_catalog("folder", small_videos)
+    ids = [video.id for video in catalog.videos]
+    poison, died = catalog.root / ids[1], []
+
+    class Poisoned(ChildProcess):
+        """Its process aborts where one of the files is the poison."""
+
+        def call(self, fn, paths, *args, limit_s):
+            if poison not in paths:
+                return super().call(fn, paths, *args, limit_s=limit_s)
+            died.append(len(paths))
+            return super().call(os.abort, limit_s=limit_s)
+
+    reader = Poisoned()
+    try:
+        plan = planning.make_plan(catalog, RECIPE, set(ids), reader=reader)
+    finally:
+        reader.close()
+    assert died == [len(ids), 1]                     # once among the others, and once alone
+    (failure,) = plan.failures
+    assert (failure.video, failure.stage) == (ids[1], "probe")
+    assert failure.reason == "reading its headers killed its process (SIGABRT)"
+    assert sorted(v for pack in plan.packs for v in pack.videos) == ids[:1] + ids[2:]
 
 
 def test_wrong_headers_are_planned_again_with_what_decoding_showed():

@@ -232,12 +232,13 @@ def test_a_driver_that_ends_is_resumed(finished_slowly, small_videos, tmp_path, 
 
 
 @contextmanager
-def assassin(victim):
-    """Kills -9 whatever process opens the file `victim`, as a decoder would die of a poisonous video."""
+def assassin(victim, armed):
+    """Kills -9 whatever process has the file `victim` open while `armed()`, as a decoder would die of a poisonous
+    video."""
     path, hit = os.path.realpath(victim), []
 
     def watch():
-        for process in psutil.process_iter():
+        for process in psutil.process_iter() if armed() else ():
             folder = f"/proc/{process.pid}/fd"
             with suppress(OSError):
                 if any(os.readlink(f"{folder}/{fd}") == path for fd in os.listdir(folder)):
@@ -266,13 +267,14 @@ def still_film(path, frames, height, width, damaged_from=None):
 
 @pytest.fixture
 def with_poison(small_videos, tmp_path):
-    """The small videos with a longer one among them, and the store of a serial run in which that one broke off."""
+    """The small videos with a long one among them, open for seconds, and the store of a serial run in which that one
+    broke off."""
     videos, store = tmp_path / "videos", tmp_path / "expected"
     shutil.copytree(small_videos, videos, ignore=shutil.ignore_patterns("*.npz", "*.csv", "*.json"))
     poison = videos / "circle/poison.avi"
-    still_film(poison, 400, 64, 80, damaged_from=5)
+    still_film(poison, 3000, 64, 80, damaged_from=5)
     assert preprocess(videos, store) == 1 and read_failures(store)[0].stage == "decode"
-    still_film(poison, 400, 64, 80)
+    still_film(poison, 3000, 64, 80)
     return videos, poison, store
 
 
@@ -280,13 +282,13 @@ def with_poison(small_videos, tmp_path):
 def test_a_video_that_kills_costs_no_neighbour(with_poison, tmp_path, engine):
     videos, poison, expected = with_poison
     store = tmp_path / "store"
-    with assassin(poison) as hit, started(videos, store, "--engine", engine, "--workers", "2", "--set",
-                                          "retries=1") as process:
+    with assassin(poison, lambda: at_work(store)) as hit, \
+            started(videos, store, "--engine", engine, "--workers", "2", "--set", "retries=1") as process:
         assert "1 failures in" in finish(process, 1)
-    assert len(hit) >= 5                          # a reader of the plan, and four workers
     failure, = read_failures(store)
     assert failure.video == "circle/poison.avi" and failure.stage == "process"
-    assert failure.reason == f"killed its worker, {failure.attempts} times" and failure.attempts >= 2
+    assert failure.reason == f"killed its worker, {failure.attempts} times"
+    assert len(hit) >= failure.attempts >= 2
     assert arrays(store) == arrays(expected) and len(Index.load(store)) == 12
     check_passes(store)
     # The video is mended, or the decoder is: it comes in, and the row goes.
@@ -304,13 +306,13 @@ def test_a_video_over_a_limit_is_named_with_it(small_videos, tmp_path):
     for path in sorted(small_videos.glob("circle/*.mp4")):
         (videos / "circle").mkdir(parents=True, exist_ok=True)
         shutil.copy(path, videos / "circle")
-    still_film(videos / "circle/long.avi", 90_000, 64, 80)
+    still_film(videos / "circle/long.avi", 150_000, 64, 80)
     still_film(videos / "large.avi", 3, 12_000, 12_000)
-    with started(videos, store, "--workers", "2", "--set", "packs.frames=100000", "--set", "retries=0", "--set",
-                 "run.time_limit_s=30", "--set", "run.memory_gb=0.6") as process:
+    with started(videos, store, "--workers", "2", "--set", "packs.frames=200000", "--set", "retries=0", "--set",
+                 "run.time_limit_s=20", "--set", "run.memory_gb=0.6") as process:
         finish(process, 1)
     reasons = {row.video: row.reason for row in read_failures(store)}
-    assert reasons == {"circle/long.avi": "over the time limit of 30 s, 1 time",
+    assert reasons == {"circle/long.avi": "over the time limit of 20 s, 1 time",
                        "large.avi": "over the memory limit of 600.0 MB, 1 time"}
     assert sorted(Index.load(store).id) == sorted(f"circle/{path.name}" for path in small_videos.glob("circle/*.mp4"))
     assert {death["kind"] for death in record(store)["deaths"]} == {"timeout", "memory"}
