@@ -69,22 +69,23 @@ def hold(place: Path, flag: str) -> int:
     return lock
 
 
-def catch_interrupts() -> list[str]:
+def catch_interrupts(rank: int = 0) -> list[str]:
     """Ctrl-C and SIGTERM become KeyboardInterrupt, said at once; before `command` runs, one line and exit code 3.
 
     The first statement of a command's module: importing numba takes a while, and people interrupt that too. Returns the
     reasons of the signals that have come: Python drops an exception that is raised in a callback of its own, as an
-    import has many.
+    import has many. rank: under torchrun, which ends slow ranks once rank 0 has left: rank 0 alone speaks.
     """
     def on_signal(number, frame):
-        print("stopping ...", file=sys.stderr, flush=True)
+        if rank == 0:
+            print("stopping ...", file=sys.stderr, flush=True)
         _came.append("interrupted" if number == signal.SIGINT else "SIGTERM")
         raise KeyboardInterrupt(_came[-1])
 
     def hook(kind, error, trace):
         if not issubclass(kind, KeyboardInterrupt):
             return sys.__excepthook__(kind, error, trace)
-        os._exit(_say(f"stopped: {error or 'interrupted'} before the work began", STOPPED))
+        os._exit(STOPPED if rank else _say(f"stopped: {error or 'interrupted'} before the work began", STOPPED))
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
@@ -100,7 +101,7 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
     disk and object storage that does not answer become one line and 3. Anything else is a bug of ours and keeps its
     traceback. rank: under torchrun; what all ranks stop for alike, rank 0 says, and the others leave after it.
     """
-    came = catch_interrupts()
+    came = catch_interrupts(rank)
     say = _say if rank == 0 else _leave_last
     try:
         if came:
@@ -129,11 +130,18 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
     sys.exit(code)
 
 
+def told_to_stop(reason: str) -> None:
+    """For handlers of a signal that take the place of `catch_interrupts`'s."""
+    _came.append(reason)
+
+
 def _leave_last(line: str, code: int) -> int:
-    """torchrun ends all ranks at the first that leaves: that must be rank 0, whose line people read."""
+    """torchrun ends all ranks at the first that leaves: that must be rank 0, whose line people read. Where a signal
+    came, it is ending them already, and kills after half a minute who is still there."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(code))
-    time.sleep(FAREWELL_S)
+    if not _came:
+        time.sleep(FAREWELL_S)
     return code
 
 

@@ -89,9 +89,9 @@ class ClipData:
     def _choose(self, reader: StoreReader, split: str | None) -> tuple[np.ndarray, dict]:
         """Positions (n,) of a store's videos, and what the checkpoint records of the choice."""
         index, store = reader.index, reader.store
-        name = split or next((name for name in DEFAULT_SPLITS if name in index.splits), None)
+        name = next((name for name in DEFAULT_SPLITS if name in index.splits), None) if split is None else split
         if name not in index.splits:
-            asked = f"split {split!r}" if split else " nor ".join(map(repr, DEFAULT_SPLITS))
+            asked = f"split {split!r}" if split is not None else " nor ".join(map(repr, DEFAULT_SPLITS))
             raise RequestError(f"{store} has no {asked}; it has {', '.join(index.splits) or 'none'}: choose by --split")
         positions = index.in_split(name)
         enough = index.frames[positions] >= self.span

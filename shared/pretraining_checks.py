@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,10 @@ def _choice(key: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _within(key: str, value: float, low: float, high: float = float("inf"), open_low: bool = False) -> None:
-    if not (low < value if open_low else low <= value) or not value <= high:
+    if not (low < value if open_low else low <= value) or not value <= high or math.isinf(value):
         above = f"above {low:g}" if open_low else f"at least {low:g}"
-        raise RequestError(f"{key} is {value!r}; expected {above}{f' and at most {high:g}' if high < 1e9 else ''}")
+        below = f" and at most {high:g}" if high < math.inf else " and finite" if math.isinf(value) else ""
+        raise RequestError(f"{key} is {value!r}; expected {above}{below}")
 
 
 def check(r: Pretraining) -> None:
@@ -60,7 +62,7 @@ def check(r: Pretraining) -> None:
     for key, value in {"model.width": m.width, "contrast.inter": c.inter, "contrast.intra": c.intra,
                        "alignment.weight": a.weight, "alignment.double_epochs": a.double_epochs,
                        "optimise.weight_decay": o.weight_decay, "optimise.warmup_epochs": o.warmup_epochs,
-                       "optimise.seed": o.seed, "optimise.epochs": o.epochs, "optimise.steps": o.steps,
+                       "optimise.epochs": o.epochs, "optimise.steps": o.steps,
                        "augment.brightness": g.brightness, "augment.contrast": g.contrast,
                        "augment.saturation": g.saturation}.items():
         _within(key, value, 0)
@@ -72,9 +74,10 @@ def check(r: Pretraining) -> None:
     _within("augment.hue", g.hue, 0, 0.5)
     _within("contrast.temperature", c.temperature, 0, open_low=True)
     _within("optimise.lr", o.lr, 0, open_low=True)
+    _within("optimise.seed", o.seed, 0, 2**63 - 2)      # a second queue is seeded with the next one
     for key, low, high in (("sampling.area", s.area_min, s.area_max), ("sampling.aspect", s.aspect_min, s.aspect_max),
                            ("augment.blur", g.blur_min, g.blur_max)):
-        if not 0 < low <= high:
+        if not 0 < low <= high < math.inf:
             raise RequestError(f"{key}_min is {low}, {key}_max {high}; expected 0 < min <= max")
     _within("sampling.area_max", s.area_max, 0, 1)
     if bool(o.epochs) == bool(o.steps):
@@ -128,7 +131,8 @@ def _check_frames(net: str, geometry: ClipGeometry, a: Alignment) -> None:
 def check_run(run: RunTraining) -> None:
     """Likewise for where and how a run goes."""
     _within("run.workers", run.workers, -1, 256)
-    for key in ("threads", "checkpoint_steps", "checkpoint_minutes", "every_epochs", "images_every"):
+    _within("run.threads", run.threads, 0, 1024)        # torch ends the process where it cannot start them
+    for key in ("checkpoint_steps", "checkpoint_minutes", "every_epochs", "images_every"):
         _within(f"run.{key}", getattr(run, key), 0)
     for key in ("log_every", "keep"):
         _within(f"run.{key}", getattr(run, key), 1)

@@ -11,7 +11,7 @@ from shared import cli
 RANK = int(os.environ.get("RANK", 0))
 
 if __name__ == "__main__":
-    cli.catch_interrupts()   # before the imports that take a while
+    cli.catch_interrupts(RANK)   # before the imports that take a while
     # Threads that spin while they wait take the cores from the loader's workers: up to 10x a step on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -111,7 +111,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
         if world.main:
             stack.callback(os.close, claim(args.run, args.resume == "auto"))
         folder, first = checkpoint.Folder(args.run, run.keep), 0
-        if args.resume and folder.last.exists():
+        if args.resume and os.path.lexists(folder.last):     # a link to what is gone is refused, not begun anew
             first, provenance = restore(folder.last, training, provenance, learner, optimizer, sampler, world, say)
     target_shape = learner.query.backbone.h_shape(recipe.sampling.geometry.length, recipe.sampling.size)[1:]
     introduce(training, data, schedule, learner, provenance, first, say)

@@ -6,11 +6,15 @@ leaves is smaller: `format`, `kind` ("finetuned"), `recipe`, `backbone`, `head`,
 numbers), `curve`, `provenance`.
 """
 
+import errno
+import lzma
 import os
 import pickle
 import random
 import re
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +33,9 @@ KEYS = ("format", "pipeline", "recipe", "run", "step", "epoch", "learner", "opti
         "provenance")
 FINETUNED = "finetuned"
 FINETUNED_KEYS = ("format", "kind", "recipe", "backbone", "head", "classes", "request", "curve", "provenance")
+# What reading a damaged file may raise; of OSError only what a wrong place in the file and wrong packed data give.
+DAMAGE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, struct.error,
+          zlib.error, lzma.LZMAError, OSError)
 STEP_NAME = re.compile(r"step-(\d{8})\.pt")
 
 
@@ -62,11 +69,14 @@ def read(path: Path, device: torch.device | str = "cpu", keys: tuple[str, ...] =
                 raise RequestError(f"{path} is damaged: {bad} does not match its checksum; take an older checkpoint")
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise RequestError(f"{path} leads to {os.readlink(path)}, which is gone; lead it to another checkpoint, or "
+                               "choose a new folder") from None
         raise RequestError(f"{path} does not exist; expected a checkpoint such as RUN/last.pt") from None
     except IsADirectoryError:
         raise RequestError(f"{path} is a folder; expected a checkpoint, such as its last.pt") from None
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, RequestError):
+    except DAMAGE as error:
+        if isinstance(error, RequestError) or isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise RequestError(f"{path} is no checkpoint of motionpack, or is damaged ({type(error).__name__}); expected a "
                            "file that train/main.py wrote, such as RUN/last.pt") from None
@@ -185,7 +195,7 @@ class Folder:
         self.last = self.run / "last.pt"
 
     def save(self, state: dict, epoch: int | None = None) -> Path:
-        """Write a checkpoint, point last.pt at it, drop what is older than the newest `keep`.
+        """Write a checkpoint, point last.pt at it, keep the `keep` that were written last on the way to it.
 
         epoch: epochs completed where this checkpoint is to stay for good.
         """
@@ -196,7 +206,8 @@ class Folder:
         hidden.symlink_to(path.relative_to(self.run))
         os.replace(hidden, self.last)
         fsync_directory(self.run)
-        old = sorted(name for name in self.folder.iterdir() if STEP_NAME.fullmatch(name.name))
-        for stale in old[:-self.keep]:
-            stale.unlink()
+        steps = {int(match[1]): name for name in self.folder.iterdir() if (match := STEP_NAME.fullmatch(name.name))}
+        # Later steps are what a run that went back to an older checkpoint left behind: they go first.
+        for step in sorted(steps, key=lambda step: (step <= state["step"], step))[:-self.keep]:
+            steps[step].unlink()
         return path

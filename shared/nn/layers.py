@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from shared.cli import RequestError
 
+NARROW = 8   # below so many channels oneDNN's gradient of a strided 1x1 kernel corrupts memory where AVX-512 is missing
+
 
 class Conv(nn.Conv3d):
     """nn.Conv3d without bias: same weights, same values, run as a 2D convolution wherever the kernel lets it be one.
@@ -28,6 +30,9 @@ class Conv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         (time, *space), (step, *steps), (before, *around) = self.kernel_size, self.stride, self.padding
+        if time == 1 and space == [1, 1] and not any(self.padding) and steps != [1, 1] and self.in_channels < NARROW:
+            x, step, steps = x[:, :, ::step, ::steps[0], ::steps[1]], 1, [1, 1]
+            x = x.contiguous(memory_format=torch.channels_last_3d)
         if time == 1 and before == 0:
             return _by_frame(x[:, :, ::step], self.weight.squeeze(2), steps, around)
         if space == [1, 1] and steps == [1, 1] and around == [0, 0]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from shared.cli import RequestError, Stopped
+from shared.cli import RequestError, Stopped, told_to_stop
 from shared.nn.distributed import World
 
 PATIENCE_S = 5      # a second Ctrl-C within these is the same one, which torchrun hands on
@@ -81,5 +81,6 @@ class Interrupt:
             raise KeyboardInterrupt(reason)
         if not self.reason:
             self.reason, self.since = reason, time.monotonic()
+            told_to_stop(reason)
             if self.speaks:
                 print("\nstopping after this step ...", flush=True)

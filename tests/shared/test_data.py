@@ -151,6 +151,8 @@ def test_the_split_is_chosen(tmp_path, make_clip_store, sampling, augment):
     assert ClipData([three], sampling(), augment(), split="test2").provenance()[0]["split"] == "test2"
     with pytest.raises(RequestError, match=r"has no split 'train'; it has test2, test3, train1: choose by --split"):
         ClipData([three], sampling(), augment(), split="train")
+    with pytest.raises(RequestError, match="has no split ''; it has test2"):
+        ClipData([three], sampling(), augment(), split="")
     other = make_clip_store(tmp_path / "other", {"a": 20}, split="val")
     with pytest.raises(RequestError, match="has no 'train' nor 'train1'; it has val"):
         ClipData([three, other], sampling(), augment())

@@ -195,7 +195,7 @@ def test_damage_in_mid_training_stops_with_pack_and_video(tmp_path, make_clip_st
     store = make_clip_store(tmp_path / "store", {name: 30 for name in "abcdefgh"})
     data = ClipData([store], sampling(), augment())
     [path] = store.glob("packs/*/*/rgb/c*")
-    children = psutil.Process().children()
+    children = set(psutil.Process().children())
     with pytest.raises(Stopped) as caught:
         for batch in Loader(data, Sampler(8, 4), workers):
             if batch.epoch == 2:
@@ -207,7 +207,7 @@ def test_damage_in_mid_training_stops_with_pack_and_video(tmp_path, make_clip_st
     message = str(caught.value)
     assert "pack p32x40, video '" in message and "bad checksum" in message
     assert f"`python -m preprocess.check {store}`" in message and "\n" not in message
-    assert psutil.Process().children() == children
+    assert set(psutil.Process().children()) <= children
 
 
 def test_a_killed_worker_stops_the_run(data):
@@ -219,7 +219,7 @@ def test_a_killed_worker_stops_the_run(data):
                 for worker in workers:
                     os.kill(worker.pid, signal.SIGKILL)
             assert batch.epoch < 50
-    assert set(psutil.Process().children()) == before
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_bug_in_a_worker_keeps_its_traceback(data, monkeypatch):

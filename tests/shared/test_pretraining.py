@@ -158,7 +158,11 @@ def test_the_sections_of_one_method_are_not_the_others():
     (["area_min=0"], "expected 0 < min <= max"),
     (["temperature=0"], "contrast.temperature is 0.0; expected above 0"),
     (["lr=.nan"], "optimise.lr is nan; expected above 0"),
+    (["lr=.inf"], "optimise.lr is inf; expected above 0 and finite"),
+    (["weight_decay=1e400"], "optimise.weight_decay is inf; expected at least 0 and finite"),
+    (["seed=99999999999999999999"], "optimise.seed is 99999999999999999999; expected at least 0 and at most 9"),
     (["keep=0"], "run.keep is 0; expected at least 1"),
+    (["threads=9999999"], "run.threads is 9999999; expected at least 0 and at most 1024"),
     (["optimise.momentum=2"], "at most 1"),
 ])
 def test_mistakes_are_named(settings, message):

@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -75,6 +76,27 @@ def test_every_damage_is_refused_in_one_line(state, tmp_path):
         refused(path)
 
 
+def test_damage_to_the_directory_of_the_file_is_refused_in_one_line(tmp_path):
+    """Places that lie nowhere, other compressions, other sizes: every byte that says where things are."""
+    path, whole = tmp_path / "last.pt", {"format": 1}
+    checkpoint.save(path, whole)
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    noticed = 0
+    for place in range(start, len(data)):
+        for bits in (0x01, 0x08):
+            damaged = bytearray(data)
+            damaged[place] ^= bits
+            path.write_bytes(damaged)
+            try:
+                assert checkpoint.read(path) == whole
+            except RequestError as error:
+                assert "\n" not in str(error)
+                noticed += 1
+    assert noticed > len(data) - start
+
+
 def test_foreign_files_are_refused_in_one_line(state, tmp_path):
     path = tmp_path / "x.pt"
     assert "does not exist" in refused(path)
@@ -107,6 +129,17 @@ def test_last_points_at_the_newest_and_old_ones_go(tmp_path):
     assert sorted(os.listdir(folder.folder)) == ["epoch-0007.pt", "step-00000003.pt", "step-00000004.pt"]
     assert not [name for name in os.listdir(tmp_path) if name not in ("last.pt", "checkpoints")]
     assert os.path.islink(folder.last) and not os.path.isabs(os.readlink(folder.last))
+
+
+def test_what_was_just_written_stays_where_later_steps_lie(tmp_path):
+    """Somebody went back to an older checkpoint: what the abandoned run wrote later goes first."""
+    folder = checkpoint.Folder(tmp_path, keep=2)
+    for step in (90, 100, 55, 60, 65):
+        folder.save({"step": step})
+        assert torch.load(folder.last, weights_only=True) == {"step": step}
+    assert sorted(os.listdir(folder.folder)) == ["step-00000060.pt", "step-00000065.pt"]
+    (folder.folder / "step-00000065.pt").unlink()
+    assert "leads to checkpoints/step-00000065.pt, which is gone; lead it to another" in refused(folder.last)
 
 
 def test_a_failed_write_leaves_the_old_one(tmp_path):

@@ -24,10 +24,8 @@ RANKS, STEPS = 2, 3
 
 def work(cases: str, out: str) -> None:
     """One rank: a few steps of every case under DistributedDataParallel, and what came of them."""
-    from torch.nn.parallel import DistributedDataParallel
-
     from shared.nn.backbones import build_backbone
-    from shared.nn.distributed import close_world, exchange, gather, open_world, reduce_logs
+    from shared.nn.distributed import close_world, exchange, gather, open_world, parallel, reduce_logs
     from shared.pretraining import build_recipe
     from shared.views import Views
     from train.maclr import MaCLR
@@ -41,7 +39,7 @@ def work(cases: str, out: str) -> None:
         learner = method(lambda: build_backbone(recipe.model.backbone, recipe.model.width), recipe, world)
         dtype = torch.float32 if name.endswith("float32") else torch.float64
         learner.to(dtype)
-        wrapped = DistributedDataParallel(learner, broadcast_buffers=False)
+        wrapped = parallel(learner, world)
         rows = slice(world.rank * recipe.optimise.batch // RANKS, (world.rank + 1) * recipe.optimise.batch // RANKS)
         steps = []
         for step, batch in enumerate(batches):

@@ -1,5 +1,6 @@
 """The whole command on a real store: what a run leaves, refusals, kills and resumptions."""
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from shared.cli import RequestError, Stopped, hold
+from shared.nn.backbones import build_backbone
 from shared.nn.checkpoint import load, load_backbone
 from shared.store.index import Index
 from train import main
@@ -25,7 +27,7 @@ TIMES = {"clips_per_s", "data_wait"}
 SMALL = ["--pipeline", "mcl-tiny", *(word for setting in (
     "size=24", "batch=4", "bn_group=2", "model.hidden=16", "queue=40", "steps=8", "checkpoint_steps=3", "workers=0",
     "threads=1", "images_every=3", "every_epochs=3") for word in ("--set", setting))]
-STEPS = 40                                        # of a run that is stopped on its way: seconds left whatever the machine
+STEPS = 40   # of a run that is stopped on its way, with seconds left on any machine
 LONG = ["--set", f"steps={STEPS}"]
 
 
@@ -173,6 +175,43 @@ def test_packs_in_object_storage(unbroken, store, bucket, tmp_path, quiet_torch)
     assert load(tmp_path / "last.pt")["provenance"]["stores"][0]["store"] == f"{bucket}/store"
 
 
+def test_two_stores_and_a_split(store, tmp_path, quiet_torch):
+    """A video of the one and its namesake of the other are two; the checkpoint says which videos were chosen."""
+    other = tmp_path / "other"
+    shutil.copytree(store, other)
+    run = tmp_path / "run"
+    assert train(store, run, "--store", str(other), "--split", "test", "--set", "steps=2") == 0
+    state = load(run / "last.pt")
+    assert [(entry["store"], entry["split"], entry["videos"]) for entry in state["provenance"]["stores"]] == [
+        (str(store), "test", 4), (str(other), "test", 4)]
+    assert state["epoch"] == 1 and set(state["learner"]["queue.ids"].tolist()) == {-1, *range(8)}
+    (run / "last.pt").resolve().unlink()
+    with pytest.raises(RequestError, match="last.pt leads to checkpoints/step-00000002.pt, which is gone"):
+        train(store, run, "--store", str(other), "--split", "test", "--set", "steps=2", "--resume", "auto")
+    assert list(rows(run)) == [1, 2]
+
+
+@pytest.mark.slow
+def test_imagenet_weights_and_their_hash(store, tmp_path, quiet_torch):
+    """R(2+1)D-50 on small clips from a file in torchvision's layout; resumed, it needs the file no more."""
+    file, run = tmp_path / "resnet50.pth", tmp_path / "run"
+    torch.manual_seed(0)
+    plain = {name.removeprefix("stem.").removeprefix("stages."): value.squeeze(2) if value.dim() == 5 else value
+             for name, value in build_backbone("r2d_50").state_dict().items()}
+    torch.save(plain, file)
+    more = [word for setting in ("backbone=r2plus1d_50", "size=32", "images_every=0", "steps=1") for word in
+            ("--set", setting)]
+    assert train(store, run, *more, "--init", str(file)) == 0
+    init = load(run / "last.pt")["provenance"]["init"]
+    assert init["file"] == "resnet50.pth" and init["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (init["loaded"], init["identities"]) == (len(plain), 16)
+    torch.save(plain | {"conv1.weight": plain["conv1.weight"] + 1}, file)
+    with pytest.raises(RequestError, match="did not start from --init resnet50.pth; leave --init out"):
+        train(store, run, *more, "--init", str(file), "--resume", "auto")
+    assert train(store, run, *more, "--resume", "auto") == 0
+    assert load(run / "last.pt")["provenance"]["init"] == init
+
+
 def test_stops_before_an_update_that_is_not_finite(store, tmp_path, quiet_torch):
     with pytest.raises(Stopped) as stop:
         train(store, tmp_path, *"--set lr=1e30 --set checkpoint_steps=1 --set images_every=0".split())
@@ -221,7 +260,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(store, tmp_path, quiet_torch
         while not (run / "metrics.jsonl").exists() or len(rows_there(run)) < 2:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     with pytest.raises(Stopped, match=r"interrupted after step \d+ of 100000; .*last.pt holds it; .*--resume auto"):
         train(store, run, "--set", "steps=100000", "--set", "checkpoint_steps=0")
@@ -299,6 +338,23 @@ def kill_children(run):
         if str(run) in (process.info["cmdline"] or ()):
             process.kill()
             process.wait()
+
+
+@pytest.mark.slow
+def test_torchrun_told_to_stop_waits_for_no_rank(store, tmp_path):
+    """It hands the signal to its ranks once, and kills after half a minute those that wait for another."""
+    run = tmp_path / "run"
+    process = start(store, run, *LONG, "--set", "checkpoint_steps=0", "--set", "workers=1", ranks=2)
+    try:
+        wait_for_rows(process, run, 2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        kill_children(run)
+    assert errors.count("interrupted after step") == 1 and "forcefully exiting" not in errors
+    done = load(run / "last.pt")["step"]
+    assert list(rows(run)) == list(range(1, done + 1)) and done < STEPS
 
 
 @pytest.mark.slow

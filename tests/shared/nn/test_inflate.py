@@ -71,6 +71,12 @@ def resnet50(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tens
     return x.mean((2, 3))
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Images are drawn from the global generator."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def state():
     return resnet50_state(0)

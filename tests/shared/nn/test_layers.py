@@ -1,6 +1,10 @@
 """Conv against torch's conv3d, and the copies without values."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +47,24 @@ def test_conv_is_conv3d(case, batch, length, size, last, seed):
     for ours, theirs in zip(torch.autograd.grad(out, (x, conv.weight), upstream),
                             torch.autograd.grad(expected, (x, conv.weight), upstream)):
         torch.testing.assert_close(ours, theirs)
+
+
+NARROW = """
+import torch
+from shared.nn.layers import Conv
+for inputs in range(1, 9):
+    for batch, outputs, size in ((4, 2 * inputs, 8), (5, 2 * inputs + 1, 9), (6, 16, 16), (9, 8, 12), (2, 5, 11)):
+        conv = Conv(inputs, outputs, (1, 1, 1), (2, 2, 2))
+        x = torch.randn(batch, inputs, 4, size, size).contiguous(memory_format=torch.channels_last_3d)
+        conv(x.requires_grad_()).square().sum().backward()
+"""
+
+
+def test_narrow_strided_convolutions_have_gradients_on_processors_without_avx512():
+    """There oneDNN corrupts memory over 2 to 7 channels, and the process dies."""
+    done = subprocess.run([sys.executable, "-c", NARROW], cwd=Path(__file__).resolve().parents[3], capture_output=True,
+                          env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_conv_keeps_channels_last():
