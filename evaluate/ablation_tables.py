@@ -63,7 +63,7 @@ class Scores:
             return None
         mean, spread = mean_spread(values)
         few = f" ({len(values)} of {len(self.seeds)})" if len(values) < len(self.seeds) else ""
-        return f"{mean:.1f}{f' ± {spread:.1f}' if spread is not None else ''}{few}"
+        return f"{mean:z.1f}{f' ± {spread:.1f}' if spread is not None else ''}{few}"
 
 
 def headlines(protocol: str, metrics: Mapping[str, float]) -> list[str]:
@@ -140,7 +140,7 @@ def differences(scores: Scores) -> list[Table]:
         if not gaps:
             return None
         mean, spread = mean_spread(gaps)
-        return f"{mean:+.1f}{f' ± {spread:.1f}' if spread is not None else ''}; " \
+        return f"{mean:+z.1f}{f' ± {spread:.1f}' if spread is not None else ''}; " \
                f"{sum(gap > 0 for gap in gaps)} of {len(gaps)}"
 
     made = []

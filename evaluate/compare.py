@@ -165,4 +165,4 @@ def _unlike(names: Sequence[str], documents: Sequence[dict]) -> list[str]:
 def _cell(value: float, spread: float) -> str | None:
     if not np.isfinite(value):
         return None
-    return f"{value:.1f} ± {spread:.1f}" if np.isfinite(spread) else f"{value:.1f}"
+    return f"{value:z.1f} ± {spread:.1f}" if np.isfinite(spread) else f"{value:z.1f}"

@@ -147,7 +147,7 @@ def _tables(own: str, scores: Mapping[str, Sequence[Scores]], mean: Mapping[str,
     def cell(name: str, metric: str) -> str | float | None:
         runs = [one.values[metric] for one in scores.get(name, []) if metric in one.values]
         if len(runs) > 1:
-            return "{:.1f} ± {:.1f}".format(*metrics.mean_spread(runs))
+            return "{:z.1f} ± {:.1f}".format(*metrics.mean_spread(runs))
         return mean[name].get(metric)
 
     columns = [own, *(name for name in mean if name != own)]

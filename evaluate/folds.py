@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluate.features import Features, View, extract
+from evaluate.labelled import Samples
 from evaluate.protocol import Request
 from shared.cli import RequestError
 from shared.store.index import Index
@@ -39,6 +40,7 @@ def gather_features(request: Request) -> Found | None:
     Raises RequestError for a split that is not there, two that share videos, videos without labels or without groups.
     """
     view = View.of(request.settings.features, request.encoder)
+    _check(request)
 
     def features(split: str | None, flag: str) -> Features:
         return extract(request.encoder, request.store, split, view, request.settings.run, request.cache, request.world,
@@ -56,11 +58,6 @@ def gather_features(request: Request) -> Found | None:
         counts |= {"clips_extracted": clips, "extraction_s": seconds, "clips_per_s": clips / seconds}
     unlabelled = sum(int((part.labels < 0).sum()) for part in parts)
     labelled = [part.take(part.labels >= 0) if (part.labels < 0).any() else part for part in parts]
-    for part, name in zip(labelled, (request.train_split, request.test_split)):
-        if not len(part):
-            raise RequestError(f"{request.store}: no video of {_name(name)} has a label; this protocol needs classes: "
-                               "choose a split that has them, or put the videos in a folder a class or label them in "
-                               "an annotations CSV, and make the store anew")
     if test is None:
         folds = _leave_out(labelled[0], request)
     else:
@@ -74,6 +71,16 @@ def gather_features(request: Request) -> Found | None:
     if unlabelled:
         notes.append(f"{unlabelled} videos without a label are left out.")
     return Found(folds, train.classes, counts, notes)
+
+
+def _check(request: Request) -> None:
+    """Raises RequestError for videos without labels or groups, before hours are spent on their features."""
+    index = Index.load(request.store)
+    train = Samples.of_split(index, request.train_split)
+    if request.leave_out:
+        group_names([index.group[position] for position in train.positions], request)
+    else:
+        Samples.of_split(index, request.test_split, "--test-split")
 
 
 def _leave_out(features: Features, request: Request) -> list[Fold]:
@@ -99,9 +106,10 @@ def _name(split: str | None) -> str:
     return "the store" if split is None else f"split {split!r}"
 
 
-def default_split(index: Index, asked: str | None, names: Sequence[str], flag: str) -> str:
+def default_split(index: Index, asked: str | None, names: Sequence[str], flag: str, grouped: bool) -> str:
     """The split asked for, or the first of the usual names that the store has, one with labels before one without:
-    the answers to official tests are often not public. Raises RequestError for none."""
+    the answers to official tests are often not public. grouped: whether groups could be left out instead. Raises
+    RequestError for none."""
     if asked is not None:
         return asked
     there = [name for name in names if name in index.splits]
@@ -109,7 +117,8 @@ def default_split(index: Index, asked: str | None, names: Sequence[str], flag: s
     found = next(iter([*labelled, *there]), None)
     if found is None:
         raise RequestError(f"{index.store} has no split {' nor '.join(map(repr, names))}; it has "
-                           f"{', '.join(index.splits) or 'none'}: choose with {flag}, or use --leave-out group")
+                           f"{', '.join(index.splits) or 'none'}: choose with {flag}"
+                           + (", or use --leave-out group" if grouped else ""))
     return found
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from statistics import median_low
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -45,7 +46,7 @@ def run(request: Request) -> Result | None:
     if found is None:
         return None
     settings = request.settings.linear
-    labels, scores, notes, cs = [], [], Counter(found.notes), set()
+    labels, scores, notes, cs = [], [], Counter(found.notes), []
     for fold in found.folds:
         classes = check_classes(fold.train.labels, fold.test.labels, found.classes, fold.train_name, fold.test_name)
         train, test = (np.searchsorted(classes, part.labels) for part in (fold.train, fold.test))
@@ -59,11 +60,10 @@ def run(request: Request) -> Result | None:
         labels.append(fold.test.labels)
         scores.append(wide)
         notes.update(answer.notes)
-        cs.add(answer.c)
+        cs += [] if answer.c is None else [answer.c]
     learnt = np.unique(np.concatenate([fold.train.labels for fold in found.folds]))
     result = recognition(request.out, found.classes, learnt, np.concatenate(labels), np.concatenate(scores))
-    cs -= {None}
-    counts = {**found.counts, **({"c": float(np.median(list(cs)))} if cs else {})}
+    counts = {**found.counts, **({"c": median_low(cs)} if cs else {})}
     return dataclasses.replace(result, counts=counts, notes=list(notes))
 
 

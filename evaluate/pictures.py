@@ -89,26 +89,31 @@ def _square(frame: np.ndarray, aspect: float) -> np.ndarray:
 
 
 def curves_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Learning curves of a training: losses and accuracies over the steps; running means above the raw lines."""
-    panels = (("loss", ("loss", "inter", "intra", "order", "mal")),
-              ("accuracy", ("accuracy", "in_batch_accuracy", "queue_accuracy")))
+    """Learning curves of a training: losses and accuracies over the steps, of MaCLR those of each term; running means
+    above the raw lines."""
+    terms = [term for term in ("vv", "vm", "mv", "mm") if any(term in row for row in rows)]
+    accuracies = {name: name.replace("_", " ") for name in ("accuracy", "in_batch_accuracy", "queue_accuracy")}
+    panels = (("loss", {name: name for name in ("loss", "inter", "intra", "order", "mal", *terms)}),
+              ("in-batch accuracy", {f"in_batch_accuracy_{term}": term for term in terms}) if terms else
+              ("accuracy", accuracies))
     figure = new_figure(11, 3.4)
     for number, (title, names) in enumerate(panels):
         axes = figure.add_axes((0.06 + 0.5 * number, 0.16, 0.43, 0.72))
-        for colour, name in zip(COLOURS, names):
+        for name, label in names.items():
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             if not points:
                 continue
+            colour = COLOURS[len(axes.lines) // 2 + (number if terms else 0)]      # a term's is the same in both
             steps, values = np.array(points, np.float64).T
             axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
-            axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=name.replace("_", " "))
+            axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=label)
         axes.set_title(title, fontsize=12, loc="left")
         axes.set_xlabel("step", fontsize=10)
         axes.tick_params(labelsize=9)
         if axes.lines:
             axes.legend(fontsize=9, frameon=False, ncols=len(axes.lines), loc="lower right", columnspacing=1.2,
                         bbox_to_anchor=(1.02, 0.98), handlelength=1.4, borderaxespad=0.2)
-        if title == "accuracy":
+        if number:
             axes.set_ylim(0, 1)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

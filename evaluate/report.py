@@ -69,19 +69,21 @@ def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints
 
     `metrics`: the headline, percent: the mean over the runs of the first pair of splits. `mean` and `spread` (sample
     standard deviation; null for one run): over all runs. `interval`: 95 %, of a single run only, from its test samples.
+    A metric that some runs lack (R@10 where the gallery holds nine) stands in `runs` alone.
     """
     first = runs[0]
     headline = [run for run in runs if (run.train_split, run.test_split) == (first.train_split, first.test_split)]
-    names = list(first.result.metrics)
+    names = [name for name in first.result.metrics if all(name in run.result.metrics for run in runs)]
+    some = dict.fromkeys(name for run in runs for name in run.result.metrics if name not in names)
     over_all = {name: metrics.mean_spread([run.result.metrics[name] for run in runs]) for name in names}
     document = {
         "protocol": protocol,
         "metrics": {name: metrics.mean_spread([run.result.metrics[name] for run in headline])[0] for name in names},
         "mean": {name: mean for name, (mean, _) in over_all.items()},
         "spread": {name: spread for name, (_, spread) in over_all.items()},
-        "chance": dict(first.result.chance),
+        "chance": {name: value for name, value in first.result.chance.items() if name not in some},
         "beside": {method: {name: metrics.mean_spread([run.result.beside[method][name] for run in headline])[0]
-                            for name in values} for method, values in first.result.beside.items()},
+                            for name in values if name not in some} for method, values in first.result.beside.items()},
         "interval": {name: [100 * end for end in metrics.interval(first.result.metrics[name] / 100, trials)]
                      for name, trials in first.result.trials.items()} if len(runs) == 1 else {},
         "seeds": sorted({run.seed for run in runs}),
@@ -98,7 +100,8 @@ def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints
         "store": dict(store),
         "tables": [{"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
                    for table in first.result.tables],
-        "notes": list(dict.fromkeys([*notes, *(note for run in runs for note in run.result.notes)])),
+        "notes": list(dict.fromkeys([*notes, *(note for run in runs for note in run.result.notes),
+                                     *(f"{name} is left out: not all runs have measured it." for name in some)])),
         "versions": {name: version(name) for name in PACKAGES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -139,9 +142,9 @@ def summary_line(document: Mapping, path: Path) -> str:
     parts = []
     for name, value in document["metrics"].items():
         spread, chance = document["spread"].get(name), document["chance"].get(name)
-        known = ", ".join(f"{method} {number:.1f}" for method, number in
+        known = ", ".join(f"{method} {number:z.1f}" for method, number in
                           (("chance", chance), *_beside(document, name)) if number is not None)
-        parts.append(f"{name} {value:.1f}{f' ± {spread:.1f}' if spread is not None else ''}"
+        parts.append(f"{name} {value:z.1f}{f' ± {spread:.1f}' if spread is not None else ''}"
                      f"{f' ({known})' if known else ''}")
     runs, tested = len(document["runs"]), document["counts"].get("test_videos")
     return (f"{document['protocol']}: {', '.join(parts)} %"
@@ -223,14 +226,14 @@ def cards_html(document: Mapping) -> str:
     for name, value in document["metrics"].items():
         lines = []
         if (spread := document["spread"].get(name)) is not None:
-            lines.append(f"{document['mean'][name]:.1f} ± {spread:.1f} over {len(document['runs'])} runs")
+            lines.append(f"{document['mean'][name]:z.1f} ± {spread:.1f} over {len(document['runs'])} runs")
         if name in document["interval"]:
             low, high = document["interval"][name]
             lines.append(f"95 %: {low:.1f} to {high:.1f}")
         if name in document["chance"]:
             lines.append(f"chance {document['chance'][name]:.1f}")
-        lines += [f"{escape(method)} {number:.1f}" for method, number in _beside(document, name)]
-        cards.append(f'<div class="card"><span class="name">{breaking(name)}</span><b>{value:.1f} %</b>'
+        lines += [f"{escape(method)} {number:z.1f}" for method, number in _beside(document, name)]
+        cards.append(f'<div class="card"><span class="name">{breaking(name)}</span><b>{value:z.1f} %</b>'
                      + "".join(f"<span>{line}</span>" for line in lines) + "</div>")
     return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -261,7 +264,7 @@ def table_html(table: Table) -> str:
 
 def table_text(table: Table) -> str:
     """The table for a terminal; long column names take several lines."""
-    cells = [["-" if cell is None else f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row]
+    cells = [["-" if cell is None else f"{cell:z.1f}" if isinstance(cell, float) else str(cell) for cell in row]
              for row in table.rows]
     heads = [textwrap.wrap(name, max([HEAD, *map(len, own)]), break_long_words=False)
              for name, *own in zip(table.columns, *cells)]
@@ -279,7 +282,7 @@ def _cell(value) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.1f}"
+        return f"{value:z.1f}"
     return f"{value:,}" if isinstance(value, int) else breaking(str(value))
 
 

@@ -10,12 +10,13 @@ from shared import cli
 RANK = int(os.environ.get("RANK", 0))
 
 if __name__ == "__main__":
-    cli.catch_interrupts()   # before the imports that take a while
+    cli.catch_interrupts(RANK)   # before the imports that take a while
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # see train/main.py: fine-tuning has the same workers
 
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import re
 import time
@@ -116,9 +117,9 @@ def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Se
     if len(set(names)) < len(names):
         raise RequestError(f"--protocol {args.protocol}; expected each once")
     shared, protocols = share_settings(names, args.settings), {name: find_protocol(name) for name in names}
-    asked = []
+    beside, asked = [] if args.cache else sorted(args.out.absolute().parent.glob("*/features")), []
     for name, protocol in protocols.items():
-        own = dict(protocol=name, settings=shared[name])
+        own = dict(protocol=name, settings=shared[name], beside=beside)
         if len(names) > 1:
             own |= dict(out=args.out / name, cache=args.cache or args.out / "features")
         for flag in ("against", "annotations"):
@@ -155,21 +156,19 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         _check_out(args.out, args.protocol)
         args.out.mkdir(parents=True, exist_ok=True)
         stack.callback(os.close, cli.hold(args.out, "--out"))
-    cache = FeatureCache(args.cache or args.out / "features", [] if args.cache else
-                         sorted(args.out.absolute().parent.glob("*/features")))
+    cache = FeatureCache(args.cache or args.out / "features", args.beside)
     module, runs = importlib.import_module(find_protocol(args.protocol).module), []
-    for text, encoder in zip(args.checkpoint, encoders):
-        for train, test in pairs:
-            for seed in range(args.seeds):
-                if takes_seed(text) and seed:
-                    encoder = open_encoder(text, world.device, seed)
-                out = args.out / "runs" / _folder_name(len(runs), train, test, seed)
-                if world.main:
-                    out.mkdir(parents=True, exist_ok=True)
-                result = module.run(Request(args.protocol, encoder, args.store, train, test, bool(args.leave_out), seed,
-                                            settings, cache, out, world, args.against, args.annotations))
-                if world.main:
-                    runs.append(report.Run(encoder.text, train, test, seed, result))
+    asked = itertools.product(zip(args.checkpoint, encoders), pairs, range(args.seeds))
+    for number, ((text, encoder), (train, test), seed) in enumerate(asked):      # alike on every rank
+        if takes_seed(text) and seed:
+            encoder = open_encoder(text, world.device, seed)
+        out = args.out / "runs" / _folder_name(number, train, test, seed)
+        if world.main:
+            out.mkdir(parents=True, exist_ok=True)
+        result = module.run(Request(args.protocol, encoder, args.store, train, test, bool(args.leave_out), seed,
+                                    settings, cache, out, world, args.against, args.annotations))
+        if world.main:
+            runs.append(report.Run(encoder.text, train, test, seed, result))
     if not world.main:
         return cli.DONE
     chosen, remarks = used(args.protocol, settings), notes(encoders, index, document, pairs, world)
@@ -197,8 +196,9 @@ def split_pairs(index: Index, args: argparse.Namespace) -> list[tuple[str | None
     if args.leave_out:
         choose(index, args.train_split, "--train-split")
         return [(args.train_split, None)]
-    trains = default_split(index, args.train_split, TRAIN, "--train-split").split(",")
-    tests = default_split(index, args.test_split, find_protocol(args.protocol).tests, "--test-split").split(",")
+    protocol = find_protocol(args.protocol)
+    trains = default_split(index, args.train_split, TRAIN, "--train-split", protocol.grouped).split(",")
+    tests = default_split(index, args.test_split, protocol.tests, "--test-split", protocol.grouped).split(",")
     if len(trains) != len(tests):
         raise RequestError(f"--train-split names {len(trains)} splits, --test-split {len(tests)}; expected as many of "
                            "each")
@@ -210,8 +210,8 @@ def split_pairs(index: Index, args: argparse.Namespace) -> list[tuple[str | None
 
 def check_alike(encoders: Sequence[Encoder], texts: Sequence[str], settings: Settings) -> View:
     """The view that all share. Raises RequestError for checkpoints that cannot stand for one another."""
-    if len(set(texts)) < len(texts):
-        raise RequestError(f"--checkpoint {' '.join(texts)}; expected each once")
+    if len({encoder.sha256 for encoder in encoders}) < len(texts):
+        raise RequestError(f"--checkpoint {' '.join(texts)}; expected each once, and these hold the same weights twice")
     views = [View.of(settings.features, encoder) for encoder in encoders]
     for text, encoder, view in zip(texts, encoders, views):
         if (encoder.net.name, view) != (encoders[0].net.name, views[0]):
@@ -237,13 +237,14 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
             if not same or trained["split"] not in (None, *index.splits):
                 continue
             seen = set(choose(index, trained["split"]).tolist())
-            for _, test in pairs:
-                both = len(seen & set(choose(index, test).tolist()))
+            for train, test in pairs:
+                asked = test or train                      # every video of `train` in turn, with --leave-out
+                both = len(seen & set(choose(index, asked).tolist()))
                 if both and trained.get("labels"):
-                    out.append(f"{both:,} test videos of {test or 'the store'} were in the training list "
+                    out.append(f"{both:,} test videos of {asked or 'the store'} were in the training list "
                                f"{trained['split']!r} of this checkpoint, WITH their labels: the numbers are no test.")
                 elif both:
-                    out.append(f"{both:,} test videos of {test or 'the store'} were in the pre-training list "
+                    out.append(f"{both:,} test videos of {asked or 'the store'} were in the pre-training list "
                                f"{trained['split']!r}, which saw them without labels (METHOD 1.6).")
         recipe = encoder.provenance.get("recipe") if encoder.provenance["kind"] != FINETUNED else None
         if recipe and "maclr" not in recipe and not encoder.provenance.get("init") and \

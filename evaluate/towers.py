@@ -72,7 +72,7 @@ def open_towers(encoder: Encoder, device: torch.device, of: str = AUTO, class_na
 
     of: `similarity`, `class`, or `auto`: the class where there is a classifier. A checkpoint of train/main.py gives
     both encoders with their heads of the inter term; `random:NAME` heads from its own seed, as an untrained learner has
-    them; an export and a bare backbone give the cosine of pooled features.
+    them; an export, a classifier's too, and a bare backbone give the cosine of pooled features.
     Raises RequestError for what has no positions, no classifier or no such class.
     """
     if not isinstance(encoder.net, Backbone):
@@ -89,7 +89,8 @@ def open_towers(encoder: Encoder, device: torch.device, of: str = AUTO, class_na
         max(2, encoder.provenance.get("bn_group") or recipe.contrast.bn_group), recipe.alignment.weights_per_step,
         f"{encoder.text} holds no projection head and no key encoder: the similarity is the cosine of pooled features, "
         "of both views by the one backbone.")
-    if kind == FINETUNED and of != SIMILARITY:
+    exported = str(encoder.provenance.get("file", "")).endswith(".safetensors")     # a classifier's is its backbone
+    if kind == FINETUNED and of != SIMILARITY and not exported:
         towers = _classifier(encoder, device, class_name, towers)
     elif of == CLASS:
         raise RequestError(f"saliency.of is class, and {encoder.text} holds no classifier; expected a finetuned.pt of "

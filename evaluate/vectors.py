@@ -3,6 +3,7 @@
 n things, C numbers a vector.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -21,7 +22,7 @@ from shared.cli import Progress
 from shared.nn.distributed import World, gather
 from shared.store.reader import StoreReader
 
-BLOCK = 64            # things a rank between two exchanges
+BLOCK = 16            # things a rank between two exchanges of several: the most that a stop can lose
 PART_S = 300          # a long extraction keeps what it has every so many seconds
 
 
@@ -99,25 +100,29 @@ def share_out(positions: np.ndarray, width: int, encode: Callable[[np.ndarray], 
               label: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """(positions, their vectors (n, width) float32, clips looked at), a block after the other, on every rank.
 
-    encode(positions): (width,) on the device for each; every rank is given its share of a block.
+    encode(positions): a generator of (width,) on the device for each; every rank is given its share of all blocks.
     """
-    progress = Progress(f"features {label or 'all'}", len(positions)) if world.main and len(positions) else None
+    if not len(positions):
+        return
+    progress = Progress(f"features {label or 'all'}", len(positions)) if world.main else None
     done, clips, started = 0, 0, time.monotonic()
-    for first in range(0, len(positions), BLOCK * world.size):
-        block = positions[first:first + BLOCK * world.size]
-        share = -(-len(block) // world.size)
-        mine = block[world.rank * share:(world.rank + 1) * share]
-        vectors = torch.zeros(share, width, device=world.device)
-        counts = [clips_of(int(item)) for item in block]
-        for row, vector in enumerate(encode(mine)):
-            vectors[row] = vector
-            if progress:
-                videos = min(done + (row + 1) * world.size, len(positions))
-                rate = (clips + world.size * sum(counts[:row + 1])) / (time.monotonic() - started)
-                progress.update(videos, f"{videos:,} samples, {rate:.3g} clips/s")
-        done += len(block)
-        clips += sum(counts)
-        yield block, gather(vectors, world)[:len(block)].cpu().numpy(), sum(counts)
+    size = BLOCK * world.size if world.size > 1 else 1
+    blocks = [positions[first:first + size] for first in range(0, len(positions), size)]
+    shares = [-(-len(block) // world.size) for block in blocks]
+    mine = [block[world.rank * share:(world.rank + 1) * share] for block, share in zip(blocks, shares)]
+    with contextlib.closing(encode(np.concatenate(mine))) as stream:       # what reads ahead goes on between blocks
+        for block, share, own in zip(blocks, shares, mine):
+            vectors = torch.zeros(share, width, device=world.device)
+            counts = [clips_of(int(item)) for item in block]
+            for row in range(len(own)):
+                vectors[row] = next(stream)
+                if progress:
+                    videos = min(done + (row + 1) * world.size, len(positions))
+                    rate = (clips + world.size * sum(counts[:row + 1])) / (time.monotonic() - started)
+                    progress.update(videos, f"{videos:,} samples, {rate:.3g} clips/s")
+            done += len(block)
+            clips += sum(counts)
+            yield block, gather(vectors, world)[:len(block)].cpu().numpy(), sum(counts)
     if progress:
         progress.close(text=f"{done:,} samples, {clips / (time.monotonic() - started):.3g} clips/s")
 

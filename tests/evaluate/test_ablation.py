@@ -349,10 +349,12 @@ def test_killed_and_run_again_it_ends_in_the_tables(store, tmp_path, capsys):
     finally:
         process.kill()
         process.communicate()
-    trainings = 1 if (out / "runs/mcl-seed3.json").exists() else 2      # unless it was over before the kill
+    os.close(ablation_runs.claim(out))                                 # what it has left running has ended
+    trainings = 1 if (out / "runs/mcl-seed3.json").exists() else 2     # unless it was over before the kill
+    there = 1 + (out / "results/mcl-seed3/linear/metrics.json").exists()
     assert ablation.main(argv) == cli.DONE
     said = capsys.readouterr().out
-    assert "1 there before" in said and "Table 1" in said and "mcl less untrained" in said
+    assert f"{there} there before" in said and "Table 1" in said and "mcl less untrained" in said
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, 13))
     assert (out / "logs/mcl-seed3.log").read_text().count("train/main.py --pipeline mcl-tiny") == trainings

@@ -124,7 +124,6 @@ def test_features_beside_are_used(get, tmp_path):
 @pytest.mark.parametrize("part_s", [0, 300])
 def test_an_interrupted_extraction_goes_on(get, encoder, monkeypatch, tmp_path, part_s):
     whole = get("train", cache=tmp_path / "whole")
-    monkeypatch.setattr(vectors, "BLOCK", 2)
     monkeypatch.setattr(vectors, "PART_S", part_s)
     forward, calls = encoder.net.forward, []
 
@@ -138,7 +137,7 @@ def test_an_interrupted_extraction_goes_on(get, encoder, monkeypatch, tmp_path, 
         get("train")
     monkeypatch.setattr(encoder.net, "forward", forward)
     again = get("train")
-    assert 0 < again.clips < whole.clips
+    assert 0 < again.clips <= whole.clips - sum(calls[:-1]) + 2        # only the video under way was lost
     np.testing.assert_allclose(again.vectors, whole.vectors, rtol=1e-6)
     assert len(list((tmp_path / "cache").glob("*/*"))) == 2 and get("train").clips == 0
 
@@ -236,7 +235,8 @@ def test_an_untrained_pathway_of_maclr_has_the_view_of_its_pipeline(name, view):
 @pytest.mark.parametrize("settings, message", [
     (["clip=8by2"], "features.clip: clip geometry '8by2'"), (["size=48", "short_edge=40"], "holds the centre crop"),
     (["short_edge=40"], "short_edge is 40 px and the view 48 px"), (["clips=0"], "features.clips is 0"),
-    (["clip=8x2", "siz=48"], "did you mean 'size'"), (["block=9"], "setting block: linear does not read it, retrieval would"),
+    (["clip=8x2", "siz=48"], "did you mean 'size'"),
+    (["block=9"], "setting block: linear does not read it, retrieval would"),
 ])
 def test_settings_that_cannot_be(encoder, settings, message):
     with pytest.raises(RequestError, match=message):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,7 +91,8 @@ def test_its_file_is_a_classifier_and_a_checkpoint(learnt, store):
     assert run.origin(open_encoder(str(path)))["kind"] == "finetuned"
 
 
-def test_what_is_trained_is_not_trained_again(learnt, store):
+def test_what_is_trained_is_not_trained_again(learnt, store, tmp_path):
+    learnt = shutil.copytree(learnt, tmp_path / "out")            # the other tests read it too
     path = next(learnt.glob("runs/*/finetuned.pt"))
     before = path.stat()
     assert run.main(arguments(store, learnt, **LEARNING | {"crops": 1})) == cli.DONE       # only the test differs

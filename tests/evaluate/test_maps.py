@@ -278,6 +278,18 @@ def test_without_heads_the_features_are_compared(contrastive, tmp_path):
     assert towers.key is towers.query is encoder.net and "cosine of pooled features" in towers.note
 
 
+def test_an_exported_classifier_is_its_backbone(finetuned, tmp_path):
+    from evaluate import export
+
+    assert export.main(["--checkpoint", str(finetuned), "--out", str(tmp_path / "net.safetensors")]) == 0
+    encoder = open_encoder(str(tmp_path / "net.safetensors"))
+    assert weights_hash(encoder.net) == weights_hash(open_encoder(str(finetuned)).net)
+    towers = open_towers(encoder, CPU)
+    assert towers.head is None and "cosine of pooled features" in towers.note
+    with pytest.raises(RequestError, match="net.safetensors holds no classifier; expected a finetuned.pt"):
+        open_towers(encoder, CPU, "class")
+
+
 def test_of_a_class(finetuned, moving):
     encoder = open_encoder(str(finetuned))
     towers = open_towers(encoder, CPU)
@@ -314,7 +326,8 @@ def finetuned(tmp_path_factory):
     path = tmp_path_factory.mktemp("maps") / "finetuned.pt"
     checkpoint.save(path, dict.fromkeys(checkpoint.FINETUNED_KEYS) | {
         "format": checkpoint.FORMAT, "kind": checkpoint.FINETUNED, "recipe": recipe, "backbone": net.state_dict(),
-        "head": head.state_dict(), "classes": ["slide", "spin"], "provenance": {"stores": []}})
+        "head": head.state_dict(), "classes": ["slide", "spin"],
+        "provenance": {"kind": checkpoint.FINETUNED, "stores": []}})
     return path
 
 

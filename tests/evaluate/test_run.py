@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate import export, run
+from evaluate import export, folds, linear, report, retrieval, run
 from evaluate.encoders import open_encoder, weights_hash
+from evaluate.pictures import curves_figure
+from evaluate.protocol import Result, Table
 from shared import cli
 from shared.cli import RequestError
 from shared.nn.distributed import World
@@ -119,12 +122,15 @@ def test_videos_of_another_store_were_not_trained_on(store, dataset, seen):
     def said(**more):
         encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint",
                                                                               "stores": [{**trained, **more}]})
-        return run.notes([encoder], index, document, [(None, None)], World())
+        return run.notes([encoder], index, document, pairs, World())
 
+    pairs = [(None, None)]
     here = ["9 test videos of the store were in the pre-training list 'train', which saw them without labels "
             "(METHOD 1.6)."]
     assert said() == (here if seen else [])
     assert said(store=str(store)) == said(index=index.generation) == here
+    pairs = [("test", None)]                                      # --leave-out group --train-split test
+    assert said(store=str(store)) == []
 
 
 def test_imagenet_weights_are_missed_where_the_paper_has_them(store):
@@ -136,6 +142,56 @@ def test_imagenet_weights_are_missed_where_the_paper_has_them(store):
 
     assert ["without ImageNet weights" in note for note in said("mcl")] == [True]
     assert said("maclr") == said("maclr-tiny") == said("mcl-tiny") == []
+
+
+def test_every_rank_names_the_runs_alike_and_every_pair_of_splits_has_every_seed(store, tmp_path, monkeypatch):
+    """What a rank reads of an earlier run lies where rank 0 has written it."""
+    asked = []
+    monkeypatch.setattr(run, "open_world", lambda device: World(rank=1, size=2))
+    monkeypatch.setattr(retrieval, "run", lambda request: asked.append((request.out.name, request.encoder.text)))
+    assert run.main(["--protocol", "retrieval", "--checkpoint", "random:r2plus1d_tiny", "--store", str(store), "--out",
+                     str(tmp_path / "out"), "--train-split", "train,train2", "--test-split", "test,test2", "--seeds",
+                     "2", *FAST]) == cli.DONE
+    assert asked == [
+        ("00-train-test-seed0", "random:r2plus1d_tiny:0"), ("01-train-test-seed1", "random:r2plus1d_tiny:1"),
+        ("02-train2-test2-seed0", "random:r2plus1d_tiny:0"), ("03-train2-test2-seed1", "random:r2plus1d_tiny:1")]
+
+
+def test_what_not_every_run_measures_has_no_mean(tmp_path):
+    """A small second split has no ten neighbours."""
+    runs = [report.Run("c", "train1", "test1", 0, Result({"r@1": 50.0, "r@10": 90.0}, {"r@1": 10.0, "r@10": 60.0})),
+            report.Run("c", "train2", "test2", 0, Result({"r@1": 40.0}, {"r@1": 12.0}))]
+    found = report.summarise("retrieval", runs, {}, [{"checkpoint": "c"}], {"store": "s"})
+    assert (found["metrics"], found["mean"], found["chance"]) == ({"r@1": 50}, {"r@1": 45}, {"r@1": 10})
+    assert [one["metrics"].get("r@10") for one in found["runs"]] == [90, None]
+    assert found["notes"] == ["r@10 is left out: not all runs have measured it."]
+    assert "r@10 is left out" in report.write_report(tmp_path, found, [], "title").read_text()
+
+
+def test_nothing_is_minus_nought():
+    table = Table("t", ("a", "b"), [("x", -0.04), ("y", -0.06)])
+    assert [line.split() for line in report.table_text(table).splitlines()[1:]] == [["x", "0.0"], ["y", "-0.1"]]
+    assert ">0.0<" in report.table_html(table) and "-0.0" not in report.table_html(table)
+
+
+def test_the_c_that_is_told_is_one_that_was_taken(evaluate, monkeypatch):
+    """Of several folds the middle one."""
+    taken, scores = iter([0.1, 10.0, 0.1]), linear.svm_scores
+    monkeypatch.setattr(linear, "svm_scores", lambda *args: dataclasses.replace(scores(*args), c=next(taken)))
+    assert evaluate("linear", "mean-image", "--leave-out", "group")["counts"]["c"] == 0.1
+
+
+@pytest.mark.parametrize("row, losses, accuracies", [
+    ({"inter": 3.0, "mal": 1.0, "in_batch_accuracy": 0.1, "queue_accuracy": 0.2}, ["loss", "inter", "mal"],
+     ["in batch accuracy", "queue accuracy"]),
+    ({"vv": 3.0, "vm": 1.0, "in_batch_accuracy": 0.1, "in_batch_accuracy_vv": 0.1, "in_batch_accuracy_vm": 0.2},
+     ["loss", "vv", "vm"], ["vv", "vm"]),
+    ({"accuracy": 0.5}, ["loss"], ["accuracy"])])
+def test_learning_curves_of_every_term(row, losses, accuracies):
+    figure = curves_figure([{"step": step, "loss": 4.0, **row} for step in (1, 2, 3)])
+    named = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    assert named == [losses, accuracies]
+    assert all(len({line.get_color() for line in axes.lines}) == len(names) for axes, names in zip(figure.axes, named))
 
 
 @pytest.mark.slow
@@ -157,6 +213,13 @@ def test_several_checkpoints_are_one_methods_seeds(evaluate):
     assert len(found["checkpoints"]) == 2 and len(found["runs"]) == 2
     with pytest.raises(RequestError, match="are one method's seeds"):
         evaluate("linear", ["random:r2plus1d_tiny:0", "mean-image"], out="other")
+
+
+def test_the_same_weights_are_no_second_seed(evaluate, checkpoint, tmp_path):
+    copy = shutil.copy(checkpoint, tmp_path / "copy.pt")
+    for others in ([str(copy)], [str(checkpoint)]):
+        with pytest.raises(RequestError, match="expected each once, and these hold the same weights twice"):
+            evaluate("linear", [str(checkpoint), *others])
 
 
 @pytest.mark.slow
@@ -200,6 +263,8 @@ def test_several_protocols_in_one_command(evaluate, checkpoint, tmp_path, capsys
     with pytest.raises(RequestError, match="expected each once"):
         evaluate("linear,linear", str(checkpoint), out="no")
     assert not (tmp_path / "no").exists()
+    evaluate("linear,retrieval", str(checkpoint), out="beside")      # finds the features of the evaluations beside
+    assert "clips_extracted" not in json.loads((tmp_path / "beside/linear/metrics.json").read_text())["counts"]
 
 
 @pytest.mark.slow
@@ -284,11 +349,18 @@ def test_foreign_files_are_no_checkpoints(evaluate, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", ["linear", "retrieval"])
-def test_a_store_without_labels(evaluate, unlabelled, protocol):
-    with pytest.raises(RequestError, match="has no split 'test' nor 'test1' nor 'val'; it has train"):
+def test_a_store_without_labels(evaluate, unlabelled, protocol, monkeypatch):
+    """Refused before its features are extracted."""
+    monkeypatch.setattr(folds, "extract", None)
+    with pytest.raises(RequestError, match="has no split 'test' nor 'test1' nor 'val'; it has train: .*--leave-out"):
         evaluate(protocol, "mean-image", where=unlabelled)
     with pytest.raises(RequestError, match="no video of the store has a label"):
         evaluate(protocol, "mean-image", "--leave-out", "group", where=unlabelled)
+
+
+def test_no_advice_that_the_protocol_would_refuse(evaluate, unlabelled):
+    with pytest.raises(RequestError, match="it has train: choose with --test-split$"):
+        evaluate("finetune", "random:r2plus1d_tiny", where=unlabelled)
 
 
 def test_classes_that_nothing_can_learn(evaluate, lopsided):
