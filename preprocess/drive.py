@@ -19,10 +19,15 @@ from preprocess.task import Misplanned, PackReport, PackTask, make_pack
 from shared import cli
 from shared.cli import Progress, Stopped, duration, size
 from shared.recipe import Pipeline, Run
+from shared.store.lease import held
+from shared.store.place import ObjectPath, Place
 from shared.store.tables import FailureRow
+from shared.store.verify import ROOT
 
 LETHAL = "died", "timeout", "memory"
 MEMORY_SHARE = 0.9   # of this machine, for all workers together
+CGROUP = Path("/sys/fs/cgroup")
+PATIENCE_S = 60.0    # until a pack that a worker has written and this process does not see counts as elsewhere
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def start(name: str, workers: int | None, address: str | None, pipeline: Pipelin
     packs: how many there are; no more workers are started than that, unless `workers` says so. run.threads 0 is a
     worker's share of this machine's cores, and one on a cluster elsewhere. Raises RequestError.
     """
-    run, cores = pipeline.run, len(os.sched_getaffinity(0))
+    run, cores = pipeline.run, machine_cores()
     gpus = run.gpus_per_task if pipeline.recipe.flow.backend == "cuda" else 0
     if workers is None and not address and not gpus and name != "serial":
         workers = max(1, min(cores, packs or cores))
@@ -53,12 +58,23 @@ def start(name: str, workers: int | None, address: str | None, pipeline: Pipelin
     return Crew(engine, replace(run, threads=threads), Resources(cpus, gpus, memory))
 
 
+def machine_cores() -> int:
+    """Cores of this machine, or as many as the control group of this process has the time of (a container)."""
+    cores = len(os.sched_getaffinity(0))
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((CGROUP / name).read_text() for name in names).split())
+            if quota > 0:   # -1: none
+                cores = max(1, min(cores, round(quota / period)))
+    return cores
+
+
 def machine_memory() -> int:
-    """Bytes of this machine, or of the control group that this process lives in (a container, a Slurm job)."""
+    """Bytes of this machine, or of the control group that this process lives in (a container)."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):
-            total = min(total, int(Path("/sys/fs/cgroup", name).read_text()))
+            total = min(total, int((CGROUP / name).read_text()))
     return total
 
 
@@ -145,10 +161,23 @@ def _make(session: Session, tasks: list[PackTask], cost: Cost, crew: Crew,
             session.deaths.append(outcome)
             deaths.append(outcome)
         else:
+            _insist_on_pack(session.store, outcome.value)
             session.take(outcome.value)
             tally.take(outcome.value)
             misplanned += outcome.value.misplanned
     return misplanned, deaths
+
+
+def _insist_on_pack(store: Place, report: PackReport) -> None:
+    """Raises Stopped where a worker's pack is not where this process looks for it: their stores are two."""
+    deadline = time.monotonic() + PATIENCE_S
+    while report.pack and not (store / report.pack.path / ROOT).exists():
+        if isinstance(store, ObjectPath):
+            held(store)   # or else another run has taken over, and removed it
+        if isinstance(store, ObjectPath) or time.monotonic() > deadline:   # a network file system may lag behind
+            raise Stopped(f"worker {report.worker} has written {store}/{report.pack.path}, and {os.uname().nodename} "
+                          "does not see it; give a --store that this machine and all workers share")
+        time.sleep(0.5)
 
 
 def _outcomes(fn: Callable, tasks: list[PackTask], cost: Cost, crew: Crew) -> Iterator[Outcome]:

@@ -4,10 +4,22 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@contextmanager
+def out_of_reach() -> Iterator[None]:
+    """Processes and threads that are started inside, and what they start, never get a Ctrl-C, which a terminal sends to
+    all: it is this process's to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Died(Exception):
@@ -39,7 +51,8 @@ class ChildProcess:
             context = multiprocessing.get_context("spawn")
             self.pipe, theirs = context.Pipe()
             self.process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
-            self.process.start()
+            with out_of_reach():
+                self.process.start()
             theirs.close()
         finished = False
         try:
@@ -70,7 +83,6 @@ class ChildProcess:
 
 def _serve(pipe: Connection, parent: int) -> None:
     """The child: one call after another until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return

@@ -84,6 +84,9 @@ def check_request(name: str, workers: int | None = None, address: str | None = N
     if name == "serial" and (address or (workers or 1) > 1):
         raise RequestError("--engine serial runs one task after another in this process and takes no --workers and no "
                            "--address; choose --engine dask or ray for those")
+    if name == "ray" and "://" in (address or ""):
+        raise RequestError(f"--address {address}: expected auto, or HOST:6379 of a running Ray head; http://HOST:8265 "
+                           "is for `ray job submit --address`, whose job has --address auto")
     for package in PACKAGES[name]:
         if importlib.util.find_spec(package) is None:
             raise RequestError(f"--engine {name} needs the package {package}, which is not installed; "
@@ -96,8 +99,9 @@ def open_engine(name: str, workers: int | None = None, address: str | None = Non
 
     workers: how many tasks run at once; None is one a core, or one a GPU share where tasks ask for GPUs, and with an
     address as many as the cluster takes.   address: of a cluster that runs already; None starts one on this machine.
+    resources: a task's.
     Raises RequestError for a name, a number or an address that it cannot take, and for a package that is not installed.
     """
     check_request(name, workers, address)
     engine = getattr(importlib.import_module(f"preprocess.engines.{name}"), ENGINES[name])
-    return engine() if name == "serial" else engine(workers, address, resources.gpus)
+    return engine() if name == "serial" else engine(workers, address, resources)

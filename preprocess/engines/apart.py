@@ -11,6 +11,7 @@ from typing import Any
 
 from preprocess.engines import RETRIES, Outcome, Resources
 from preprocess.engines.guard import portable
+from preprocess.isolate import out_of_reach
 from shared.cli import RequestError, Stopped
 
 PR_SET_PDEATHSIG = 1   # prctl(2)
@@ -28,7 +29,8 @@ class Apart:
         self.pipe, theirs = context.Pipe()
         self.lost, self.running = lost, False
         self.process = context.Process(target=_serve, args=(theirs, os.getpid(), make, args))
-        self.process.start()
+        with out_of_reach():
+            self.process.start()
         theirs.close()
         try:
             self.slots, self.facts = self._hear()
@@ -85,7 +87,6 @@ class Apart:
 def _serve(pipe: Connection, parent: int, make: Callable, args: tuple) -> None:
     """The child: makes the engine, then serves maps until SIGTERM, or until the parent has gone."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches the parent too, which decides
     signal.signal(signal.SIGTERM, _leave)
     if os.getppid() != parent:
         return

@@ -8,10 +8,12 @@ task that was assigned to a dying worker. This file alone imports Dask.
 import logging
 import os
 import queue
+import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +21,15 @@ from typing import Any
 
 import dask
 import distributed
+from distributed.comm.addressing import parse_address, parse_host_port
+from distributed.comm.registry import get_backend
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
 from distributed.utils import sync
 
 from preprocess.engines import RETRIES, Outcome, Resources, guard, ship
-from preprocess.engines.window import Ended, Ledger, lost, unordered
+from preprocess.engines.window import Ended, Ledger, fit, lost, unordered
+from preprocess.isolate import out_of_reach
 from shared.cli import RequestError, Stopped
 
 CONNECT_S = 15.0    # until an address without an answer is refused
@@ -62,18 +67,18 @@ class DaskEngine:
     """The contract on Dask. Raises RequestError where the cluster cannot be had or its workers run other code.
 
     workers: how many tasks run at once; None: one a core, or one a share of a GPU; of a given cluster, all that it has.
-    address: of a scheduler; its workers get our code from here.   gpus: the share of a GPU that a task takes.
+    address: of a scheduler; its workers get our code from here.   resources: a task's, of which GPUs count here.
     """
 
     name = "dask"
 
-    def __init__(self, workers: int | None = None, address: str | None = None, gpus: float = 0.0):
-        self.limit, self.address, self.gpus = workers, address, gpus
+    def __init__(self, workers: int | None = None, address: str | None = None, resources: Resources = Resources()):
+        self.limit, self.address, self.gpus = workers, address, resources.gpus
         self.cluster = self.client = None
         logging.getLogger("distributed").setLevel(logging.CRITICAL)   # whatever matters ends in an Outcome
         try:
             if address is None:
-                self.cluster = _local_cluster(workers, gpus)
+                self.cluster = _local_cluster(workers, self.gpus)
             self.client = _connect(address or self.cluster)
             self._slots, self._looked = self._count_slots(wait=True), time.monotonic()
             if address is not None:
@@ -91,8 +96,11 @@ class DaskEngine:
             self._looked = time.monotonic()
             if self.cluster is not None:
                 self._revive()
-            else:
+                return self._slots
+            try:
                 self._slots = max(1, self._count_slots())
+            except RequestError as error:   # a worker has joined that no task may go to
+                raise Stopped(f"{error}, then {GO_ON}") from error
         return self._slots
 
     def map_unordered(self, fn: Callable, tasks: Iterable, resources: Resources = Resources(),
@@ -213,10 +221,30 @@ def _hear(ledger: Ledger, event: tuple[float, dict]) -> None:
 
 def _connect(address) -> distributed.Client:
     try:
+        if isinstance(address, str):
+            _look_for_scheduler(address)
         return distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise RequestError(f"--address {address}: no Dask scheduler answers there ({' '.join(str(error).split())}); "
                            "expected tcp://HOST:8786 of one that runs (dask scheduler)") from error
+
+
+def _look_for_scheduler(address: str) -> None:
+    """Raises ValueError for an address that is none, or of something else: there a Client would wait without end."""
+    scheme, place = parse_address(address)
+    get_backend(scheme)
+    host, port = parse_host_port(place)
+    if scheme != "tcp":
+        return
+    try:
+        connection = socket.create_connection((host, port), CONNECT_S)
+    except OSError:
+        return   # it may start just now: the Client tries for a while
+    with connection:
+        with suppress(OSError):
+            if connection.recv(1):   # a scheduler speaks first
+                return
+        raise ValueError("something else listens")
 
 
 def _local_cluster(workers: int | None, gpus: float) -> distributed.SpecCluster:
@@ -229,18 +257,21 @@ def _local_cluster(workers: int | None, gpus: float) -> distributed.SpecCluster:
                      "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
                      "distributed.scheduler.worker-saturation": 1.0})   # others wait on the scheduler, out of harm
     devices = visible_gpus() if gpus else []
-    if gpus and not devices:
-        raise RequestError("the tasks ask for a GPU and this machine shows none; choose --flow cpu")
-    count = workers or (max(1, int(len(devices) / gpus)) if gpus else len(os.sched_getaffinity(0)))
+    if gpus and not fit(len(devices), gpus):
+        raise RequestError(f"a task asks for {gpus:g} GPU and this machine shows {len(devices)}; ask for less by --set "
+                           "run.gpus_per_task=, or choose --flow cpu")
+    count = workers or (fit(len(devices), gpus) if gpus else len(os.sched_getaffinity(0)))
     quiet = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0", "host": LOOPBACK}
     options = quiet | {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+    nannies = {n: {"cls": distributed.Nanny, "options": options} for n in range(count)}
     if gpus:
-        options["resources"] = {"GPU": gpus}
-    return distributed.SpecCluster(
-        scheduler={"cls": distributed.Scheduler, "options": quiet},
-        workers={n: {"cls": distributed.Nanny, "options": options | (
-            {"env": {"CUDA_VISIBLE_DEVICES": devices[n % len(devices)]}} if gpus else {})} for n in range(count)},
-        silence_logs=logging.CRITICAL)
+        each = max(1, int(gpus))
+        for n, nanny in nannies.items():
+            mine = ",".join(devices[(n * each + i) % len(devices)] for i in range(each))
+            nanny["options"] = options | {"resources": {"GPU": gpus}, "env": {"CUDA_VISIBLE_DEVICES": mine}}
+    with out_of_reach():   # the workers, and those that take their places later
+        return distributed.SpecCluster(scheduler={"cls": distributed.Scheduler, "options": quiet}, workers=nannies,
+                                       silence_logs=logging.CRITICAL)
 
 
 def visible_gpus() -> list[str]:

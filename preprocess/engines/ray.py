@@ -8,6 +8,7 @@ file alone imports Ray.
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from typing import Any
 
 from preprocess.engines import RETRIES, EngineError, Outcome, Resources, guard, ship
 from preprocess.engines.apart import Apart
-from preprocess.engines.window import Ended, Ledger, lost, unordered
+from preprocess.engines.window import Ended, Ledger, fit, lost, unordered
 from shared.cli import RequestError, Stopped
 
+CONNECT_S = 15.0    # until an address where nothing listens is refused
 LOOK_S = 5.0        # between looks at the cluster while nothing ends
 PATIENCE_S = 60.0   # until an answer of the cluster is no longer waited for
 TELL_S = 10.0       # until a worker that cannot reach the ledger ends its process without a word
@@ -57,13 +59,13 @@ class RayEngine(Apart):
     """The contract on Ray. Raises RequestError where the cluster cannot be had or its workers run other code.
 
     workers: how many tasks run at once; None: one a core, or one a share of a GPU.   address: of a cluster, or `auto`;
-    outside of a Ray job its workers get our code from here.   gpus: the share of a GPU that a task takes.
+    outside of a Ray job its workers get our code from here.   resources: cores and GPUs that a task takes.
     """
 
     name = "ray"
 
-    def __init__(self, workers: int | None = None, address: str | None = None, gpus: float = 0.0):
-        super().__init__(Driver, (workers, address, gpus), f"the Ray cluster is gone; start it, then {GO_ON}")
+    def __init__(self, workers: int | None = None, address: str | None = None, resources: Resources = Resources()):
+        super().__init__(Driver, (workers, address, resources), f"the Ray cluster is gone; start it, then {GO_ON}")
 
 
 class Driver:
@@ -71,11 +73,15 @@ class Driver:
 
     name = "ray"
 
-    def __init__(self, workers: int | None = None, address: str | None = None, gpus: float = 0.0):
-        self.limit, self.address, self.gpus = workers, address, gpus
+    def __init__(self, workers: int | None = None, address: str | None = None, resources: Resources = Resources()):
+        self.limit, self.address, self.needs = workers, address, resources
         self.ray = _connect(workers, address)
         try:
-            self._slots, self._looked = self._count_slots(), time.monotonic()
+            self._slots, self._looked = self._room(), time.monotonic()
+            if not self._slots:
+                less = "run.gpus_per_task=, or choose --flow cpu" if resources.gpus else "run.threads="
+                raise RequestError(f"a task asks for {self._asked()} and no node of the Ray cluster has as much; start "
+                                   f"one, or ask for less by --set {less}")
             self.reports = self._ask_nodes()
             ship.check(self.reports)
         except BaseException:
@@ -86,7 +92,7 @@ class Driver:
     def slots(self) -> int:
         """Tasks in flight. Of a given cluster as it was LOOK_S ago at the latest: nodes come and go there."""
         if self.address is not None and time.monotonic() - self._looked > LOOK_S:
-            self._slots, self._looked = self._count_slots(), time.monotonic()
+            self._slots, self._looked = max(1, self._room()), time.monotonic()
         return self._slots
 
     def map_unordered(self, fn: Callable, tasks: Iterable, resources: Resources = Resources(),
@@ -136,7 +142,7 @@ class Driver:
         story, seconds = self._ask(ledger.close.remote(number))
         if isinstance(error, errors.OutOfMemoryError) or isinstance(error, EngineError) and str(error) == "given up":
             return lost(task, story, seconds, retries, kind="memory")
-        if isinstance(error, (errors.WorkerCrashedError, errors.NodeDiedError)):
+        if isinstance(error, (errors.WorkerCrashedError, errors.NodeDiedError, errors.LocalRayletDiedError)):
             return lost(task, story, seconds, retries)
         return Ended(Outcome(task, value, error, "error" if error else "done", story.attempts, story.worker))
 
@@ -152,18 +158,21 @@ class Driver:
         return self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
     def _nodes(self) -> list[dict]:
-        return [node for node in self.ray.nodes() if node["Alive"]]
+        """Raises Stopped where the cluster's head does not answer."""
+        try:
+            return [node for node in self.ray.nodes() if node["Alive"]]
+        except Exception as error:
+            raise Stopped(f"the Ray cluster is gone ({_line(error)}); start it, then {GO_ON}") from error
 
-    def _count_slots(self) -> int:
-        """Tasks that fit the cluster, by GPUs where they take any, else by cores; `workers` at most."""
-        if self.gpus:
-            room = sum(int(node["Resources"].get("GPU", 0) / self.gpus) for node in self._nodes())
-            if not room:
-                raise RequestError(f"the tasks ask for {self.gpus:g} GPU and no node of the Ray cluster offers that; "
-                                   "choose --flow cpu, or smaller shares by --set run.gpus_per_task=")
-        else:
-            room = sum(int(node["Resources"].get("CPU", 0)) for node in self._nodes())
-        return max(1, min(room, self.limit or room))
+    def _room(self) -> int:
+        """Tasks that fit the cluster's nodes, each whole on one of them; `workers` at most."""
+        needs = {"CPU": self.needs.cpus, "GPU": self.needs.gpus}
+        room = sum(min(fit(node["Resources"].get(name, 0), share) for name, share in needs.items() if share)
+                   for node in self._nodes())
+        return min(room, self.limit or room)
+
+    def _asked(self) -> str:
+        return f"{self.needs.cpus:g} CPU" + (f" and {self.needs.gpus:g} GPU" if self.needs.gpus else "")
 
     def _ask_nodes(self) -> dict[str, dict]:
         """What a worker of every node reports, by the node's address."""
@@ -176,13 +185,13 @@ class Driver:
                                "with --working-dir, or install motionpack on every node") from error
 
     def _insist_on_nodes(self) -> None:
-        """Raises Stopped where the cluster's head does not answer."""
-        try:
-            alive = self._nodes()
-        except Exception as error:
-            raise Stopped(f"the Ray cluster is gone ({_line(error)}); start it, then {GO_ON}") from error
-        if not alive:
-            raise Stopped(f"no node is left in the Ray cluster; start it, then {GO_ON}")
+        """Raises Stopped where the cluster's head does not answer, or no node has taken tasks for PATIENCE_S."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._room():
+            if time.monotonic() > deadline:
+                raise Stopped(f"no node is left in the Ray cluster that has the {self._asked()} of a task; start "
+                              f"one, then {GO_ON}")
+            time.sleep(0.5)
 
 
 def _connect(workers: int | None, address: str | None):
@@ -203,6 +212,8 @@ def _connect(workers: int | None, address: str | None):
                                        "excludes": ["**/__pycache__"]}
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        if address not in (None, "auto"):
+            look_for_head(address)
         ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address is None:
@@ -213,6 +224,21 @@ def _connect(workers: int | None, address: str | None):
     finally:
         signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def look_for_head(address: str) -> None:
+    """Raises ValueError for what is not HOST:PORT, ConnectionError where nobody listens: ray.init waits minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("missing port number")
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise ConnectionError(str(error)) from error
+            time.sleep(0.5)   # it may start just now
 
 
 def _line(error: Exception) -> str:

@@ -58,6 +58,11 @@ class Ended:
     seconds: float = 0.0
 
 
+def fit(count: float, share: float) -> int:
+    """Tasks that take `share` devices each and fit `count` of them: a fraction is a part of one device."""
+    return int(count) * int(round(1 / share, 6)) if share < 1 else int(count / share)
+
+
 def lost(task: Any, story: Story, seconds: float, retries: int, kind: str = "died") -> Ended:
     """A task that the engine gave up because its processes were lost: for the reason that was told, or else `kind`.
 

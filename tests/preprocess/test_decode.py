@@ -40,7 +40,9 @@ def write(path, frames, codec="ffv1", pix_fmt="bgr0", rate=25, pts=None, matrix=
           time_base=None):
     """Encode (T, H, W, 3) uint8 RGB frames, or av.VideoFrames as they are."""
     with av.open(str(path), "w") as output:
-        stream = output.add_stream(codec, rate=rate, options=options or {})
+        # One thread and a fixed quantiser, or H.264's bytes, and with them the test, would differ from run to run.
+        stream = output.add_stream(codec, rate=rate, options=options or ({"qp": "20"} if codec == "libx264" else {}))
+        stream.codec_context.thread_count = 1
         first = frames[0]
         stream.height, stream.width = first.shape[:2] if isinstance(first, np.ndarray) else (first.height, first.width)
         stream.pix_fmt = pix_fmt
@@ -223,7 +225,7 @@ def test_chroma_sits_where_the_stream_says(tmp_path, codec, sited_left, options)
 
 def test_mp4_agrees_with_opencv(tmp_path):
     truth = scene(20, 120, 160, blur=9)
-    path = write(tmp_path / "a.mp4", truth, "libx264", "yuv420p", options={"crf": "12"})
+    path = write(tmp_path / "a.mp4", truth, "libx264", "yuv420p", options={"qp": "12"})
     capture, seen = cv2.VideoCapture(str(path)), []
     while (got := capture.read())[0]:
         seen.append(got[1][..., ::-1])
@@ -279,7 +281,7 @@ def test_irregular_time_stamps_neither_repeat_nor_drop_frames(tmp_path):
 
 def test_frames_come_in_display_order(tmp_path):
     truth = scene(30, 96, 128)
-    path = write(tmp_path / "a.mp4", truth, "libx264", "yuv420p", options={"bf": "3", "crf": "5"})
+    path = write(tmp_path / "a.mp4", truth, "libx264", "yuv420p", options={"bf": "3", "qp": "5"})
     frames = read(path).astype(int)
     nearest = [np.abs(truth.astype(int) - frame).mean((1, 2, 3)).argmin() for frame in frames]
     assert nearest == list(range(30))

@@ -155,6 +155,20 @@ def test_errors_that_are_no_videos_end_the_run(preprocess, small_videos, tmp_pat
     assert read_failures(tmp_path / "store") == []
 
 
+@pytest.mark.parametrize("files, cores", [
+    ({}, 8), ({"cpu.max": "250000 100000\n"}, 2), ({"cpu.max": "max 100000\n"}, 8), ({"cpu.max": "20000 100000\n"}, 1),
+    ({"cpu.max": "6400000 100000\n"}, 8),
+    ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8)])
+def test_a_container_has_the_cores_that_it_is_given_the_time_of(tmp_path, monkeypatch, files, cores):
+    monkeypatch.setattr(drive.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(drive, "CGROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert drive.machine_cores() == cores
+
+
 def test_workers_share_cores_and_memory(small_videos, tmp_path, monkeypatch):
     seen = []
 
@@ -168,7 +182,7 @@ def test_workers_share_cores_and_memory(small_videos, tmp_path, monkeypatch):
 
     asked = []
     monkeypatch.setattr(drive, "open_engine", lambda *request: asked.append(request) or Engine(lambda task: None))
-    monkeypatch.setattr(drive.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(drive, "machine_cores", lambda: 8)
     monkeypatch.setattr(drive, "machine_memory", lambda: 30_000_000_000)
     for number, more in enumerate([(), ("--workers", "3", "--set", "retries=7"), ("--address", "tcp://10.0.0.1:8786"),
                                    ("--address", "tcp://10.0.0.1:8786", "--set", "threads=4", "--set", "memory_gb=2")]):
@@ -184,6 +198,26 @@ def test_workers_share_cores_and_memory(small_videos, tmp_path, monkeypatch):
         [(2, 9_000_000_000, 2), (2, 9_000_000_000, 7), (1, 0, 2), (4, 2_000_000_000, 2)]
     # 15 minutes and ten times what the plan expects of 160 frames.
     assert {limits.timeout for _, limits, _ in seen} == {900 + 10 * 1.6}
+
+
+def test_a_pack_that_only_its_worker_sees_stops_the_run(preprocess, tmp_path, monkeypatch):
+    """As where every node has a folder of its own under the store's name."""
+    monkeypatch.setattr(drive, "PATIENCE_S", 0)
+    make = drive.make_pack
+
+    def make_elsewhere(task, **more):
+        report = make(task, **more)
+        (tmp_path / "store" / report.pack.path).rename(tmp_path / report.pack.pack)
+        return report
+
+    monkeypatch.setattr(drive, "make_pack", make_elsewhere)
+    with pytest.raises(Stopped, match="worker .* has written .*/store/packs/64x80/.* does not see it; give a --store "
+                                      "that this machine and all workers share"):
+        preprocess(tmp_path / "store", lambda task: None)
+    assert Index.load(tmp_path / "store").packs == []
+    monkeypatch.setattr(drive, "make_pack", make)
+    assert preprocess(tmp_path / "store", lambda task: None)[0] == 0
+    check_passes(tmp_path / "store")
 
 
 def test_the_progress_line_covers_the_cluster(preprocess, tmp_path, capsys):

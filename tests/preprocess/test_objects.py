@@ -285,7 +285,7 @@ def test_a_second_run_is_refused(filled, local, small_videos, monkeypatch):
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
     with store_lock(filled):
         process = start(small_videos, filled)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 2 and "another run is writing" in err.splitlines()[-1], err
         process = subprocess.run([sys.executable, "-m", "preprocess.reindex", str(filled)], capture_output=True,
                                  text=True)
@@ -305,7 +305,7 @@ def test_a_run_that_loses_its_lease_stops_and_harms_nothing(store, local, small_
         if not rivals:
             rivals.append(session.name)
             (store / ".lock").unlink()
-            rivals.append(start(small_videos, store).wait(timeout=120))
+            rivals.append(start(small_videos, store).wait(timeout=600))
 
     monkeypatch.setattr(sessions.Session, "take", overtaken)
     with pytest.raises(Stopped, match="another run has taken over"):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -46,18 +47,21 @@ def connect():
 
 @pytest.mark.parametrize("name", [pytest.param("dask", marks=pytest.mark.dask),
                                   pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_a_driver(name, number, start, calls, descendants, wait_until):
     driver = start(sys.executable, HERE / "driver.py", name, calls)
     wait_until(lambda: len(running(calls)) == 2 or driver.poll() is not None)
     assert driver.poll() is None, driver.log.read_text()
     left = descendants(driver.pid)
     assert set(running(calls)) <= {process.pid for process in left}
-    driver.send_signal(number)
-    assert driver.wait(90) == (3 if number == signal.SIGTERM else -number)
-    wait_until(lambda: not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], seconds=240)
+    if number == signal.SIGINT:
+        os.killpg(driver.pid, number)   # as Ctrl-C in a terminal, which the workers get too
+    else:
+        driver.send_signal(number)
+    assert driver.wait(300) == (-number if number == signal.SIGKILL else 3)
+    wait_until(lambda: not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
     assert "Traceback" not in driver.log.read_text()
-    if number == signal.SIGTERM:
+    if number != signal.SIGKILL:
         assert driver.log.read_text().splitlines()[-1].endswith("run the same command again to go on")
 
 
@@ -119,8 +123,15 @@ def test_lost_workers_stop_the_run_where_none_comes_back(dask_cluster, connect, 
 
 
 @pytest.mark.dask
-def test_workers_that_cannot_take_the_tasks_are_refused(dask_cluster, connect, monkeypatch):
+def test_workers_that_cannot_take_the_tasks_are_refused(dask_cluster, connect, monkeypatch, wait_until):
+    dask_cluster.add()
+    engine = connect("dask", None, dask_cluster.address)
+    monkeypatch.setattr(dask, "LOOK_S", 0)
+    assert engine.slots == 1
     dask_cluster.add("--nthreads", "2")
+    wait_until(lambda: len(engine.client.scheduler_info()["workers"]) == 2)
+    with pytest.raises(Stopped, match="has 2 threads; .* --nthreads 1, then run the same command again"):
+        list(engine.map_unordered(remember, range(3)))
     with pytest.raises(RequestError, match="has 2 threads; .* --nthreads 1"):
         connect("dask", None, dask_cluster.address)
     monkeypatch.setattr(dask, "PATIENCE_S", 1)
@@ -139,29 +150,46 @@ def test_gpu_tasks_go_to_workers_that_offer_one(dask_cluster, connect, wait_unti
 
 
 @pytest.mark.dask
-def test_workers_of_this_machine_take_turns_at_its_gpus(connect, monkeypatch, calls):
+@pytest.mark.parametrize("gpus, devices", [(0.4, ["3", "3", "5", "5"]), (2, ["3,5"])])
+def test_workers_of_this_machine_take_turns_at_its_gpus(connect, monkeypatch, gpus, devices):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    engine = connect("dask", None, None, Resources(gpus=0.5))
-    assert engine.slots == 4
+    engine = connect("dask", None, None, Resources(gpus=gpus))
+    assert engine.slots == len(devices)
     seen = engine.client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
-    assert sorted(seen.values()) == ["3", "3", "5", "5"]
-    outcomes = list(engine.map_unordered(remember, range(8), Resources(gpus=0.5)))
+    assert sorted(seen.values()) == devices
+    outcomes = list(engine.map_unordered(remember, range(8), Resources(gpus=gpus)))
     assert {o.kind for o in outcomes} == {"done"}
 
 
+@pytest.mark.parametrize("name, needs, said", [
+    pytest.param("dask", Resources(gpus=3), "a task asks for 3 GPU and this machine shows 2", marks=pytest.mark.dask),
+    pytest.param("ray", Resources(cpus=10_000), "a task asks for 10000 CPU and no node of the Ray cluster has as much; "
+                 "start one, or ask for less by --set run.threads=", marks=pytest.mark.ray)])
+def test_what_no_worker_can_take_is_refused_and_not_waited_for(monkeypatch, name, needs, said):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with pytest.raises(RequestError, match=said):
+        open_engine(name, None, None, needs)
+
+
 @pytest.mark.dask
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://127.0.0.1"])
-def test_an_address_without_a_scheduler_is_refused(address, monkeypatch):
+@pytest.mark.parametrize("address, why", [
+    ("tcp://127.0.0.1:9", ""), ("nonsense://127.0.0.1:9", "unknown address scheme"), ("auto", "missing port number"),
+    ("tcp://127.0.0.1", "missing port number"), ("", "something else listens")])
+def test_an_address_without_a_scheduler_is_refused(address, why, monkeypatch):
     monkeypatch.setattr(dask, "CONNECT_S", 1)
-    with pytest.raises(RequestError, match="--address .*: no Dask scheduler answers there"):
-        open_engine("dask", None, address)
+    with socket.create_server(("127.0.0.1", 0)) as other:   # that waits to be spoken to, as a web server does
+        address = address or f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(RequestError, match=f"--address {address}: no Dask scheduler answers there .{why}.*; "
+                                               "expected tcp://HOST:8786"):
+            open_engine("dask", None, address)
 
 
 @pytest.mark.dask
 def test_what_holds_the_interpreter_is_ended_too(connect, calls):
     engine = connect("dask", 1)
     (outcome,) = engine.map_unordered(act, [Fault(0, "hang-in-c", calls)], Resources(timeout=0.5), retries=0)
-    assert (outcome.kind, outcome.attempts) == ("timeout", 2)
+    # It cannot tell, so it is tried again alone; on a stalled machine the limit may pass before it holds the GIL.
+    assert outcome.kind == "timeout" and outcome.attempts in (1, 2)
 
 
 @pytest.mark.ray
@@ -169,18 +197,17 @@ def test_what_holds_the_interpreter_is_ended_too(connect, calls):
 def test_a_ray_cluster_gets_the_code_and_its_loss_stops_the_run(start, calls, wait_until):
     # A token of its own: Ray asks for one wherever a local run has left its default in the home folder.
     alone = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="ray-")      # sockets below it: its path must be short
     head = start(Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
-                 f"--port={port}", "--include-dashboard=false", "--num-cpus=2", "--object-store-memory=200000000",
-                 "--disable-usage-stats", f"--temp-dir=/tmp/ray-{port}", **alone)
-    wait_until(lambda: "Ray runtime started" in head.log.read_text())
-    driver = start(sys.executable, HERE / "driver.py", "ray", calls, f"127.0.0.1:{port}", **alone)
+                 "--port=0", "--include-dashboard=false", "--num-cpus=2", "--object-store-memory=200000000",
+                 "--disable-usage-stats", f"--temp-dir={folder}", **alone)
+    told = Path(folder, "ray_current_cluster")    # where Ray leaves the address that it has found for itself
+    address = wait_until(lambda: "Ray runtime started" in head.log.read_text() and told.exists() and told.read_text())
+    driver = start(sys.executable, HERE / "driver.py", "ray", calls, address, **alone)
     wait_until(lambda: len(running(calls)) == 2 or driver.poll() is not None)
     assert driver.poll() is None, driver.log.read_text()
     head.terminate()
-    assert driver.wait(240) == 3, driver.log.read_text()
+    assert driver.wait(300) == 3, driver.log.read_text()
     assert "the Ray cluster is gone" in driver.log.read_text().splitlines()[-1]
-    head.wait(60)
-    shutil.rmtree(f"/tmp/ray-{port}", ignore_errors=True)
+    head.wait(300)
+    shutil.rmtree(folder, ignore_errors=True)

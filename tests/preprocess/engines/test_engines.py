@@ -12,14 +12,14 @@ from shared.cli import RequestError
 
 LIMITS = Resources(memory=400 << 20, timeout=10)     # a loaded machine grows a task slowly
 SCRIPT = {3: "raise-once", 5: "raise", 8: "kill-once", 11: "kill", 14: "hang", 17: "grow", 20: "unportable"}
-HARMLESS_HERE = {"raise-once", "raise", "unportable"}   # what this very process survives
+DEADLY = {"kill-once", "kill", "hang", "grow"}          # what this very process would not survive
 
 
 @pytest.fixture(scope="module")
 def told(engine, tmp_path_factory):
     """The outcomes of 24 scripted tasks by number, and the folder that counted the calls."""
     folder = str(tmp_path_factory.mktemp("calls"))
-    script = {n: kind for n, kind in SCRIPT.items() if engine.name != "serial" or kind in HARMLESS_HERE}
+    script = {n: kind for n, kind in SCRIPT.items() if engine.name != "serial" or kind not in DEADLY}
     tasks = [Fault(n, script.get(n, "fine"), folder) for n in range(24)]
     outcomes = list(engine.map_unordered(act, tasks, LIMITS, retries=2))
     assert sorted(o.task.number for o in outcomes) == list(range(24))
@@ -28,6 +28,11 @@ def told(engine, tmp_path_factory):
 
 def ended(outcomes, kind) -> list[Outcome]:
     return [o for o in outcomes.values() if o.task.kind == kind]
+
+
+def deaths(outcomes) -> int:
+    """How many workers the script has killed."""
+    return sum(o.attempts for o in outcomes.values() if o.task.kind in DEADLY)
 
 
 def test_every_task_that_can_succeed_does(told):
@@ -41,17 +46,22 @@ def test_the_innocent_are_never_blamed(told):
     outcomes, _ = told
     innocent = ended(outcomes, "fine")
     assert all(o.kind == "done" for o in innocent)
-    assert sum(o.attempts == 1 for o in innocent) >= len(innocent) - 3, "again only where a result died with its worker"
+    # Two tasks are in flight: a death takes at most one other with it, or its result before that was fetched.
+    assert sum(o.attempts - 1 for o in innocent) <= deaths(outcomes)
 
 
-def test_attempts_are_the_calls_that_were_counted(told):
+def test_attempts_are_the_calls_that_were_counted(told, engine):
     outcomes, folder = told
-    assert {n: o.attempts for n, o in outcomes.items()} == {n: calls(folder, n) for n in outcomes}
+    more = {n: calls(folder, n) - o.attempts for n, o in outcomes.items()}
+    if engine.name == "dask":   # it computes anew what its client has fetched, where the worker dies before the release
+        assert sum(more.pop(n) for n, o in outcomes.items() if o.kind == "done") in range(deaths(outcomes) + 1)
+    assert set(more.values()) <= {0}
 
 
 def test_exceptions_are_tried_again_and_the_last_one_is_the_outcome(told):
     outcomes, _ = told
-    assert [(o.kind, o.attempts) for o in ended(outcomes, "raise-once")] == [("done", 2)]
+    (once,) = ended(outcomes, "raise-once")
+    assert once.kind == "done" and once.attempts >= 2   # once more where its result died with its worker
     (always,) = ended(outcomes, "raise")
     assert (always.kind, always.attempts, repr(always.error)) == ("error", 3, "ValueError('scripted 5')")
     (odd,) = ended(outcomes, "unportable")
@@ -62,10 +72,11 @@ def test_a_lost_worker_costs_a_try_and_the_killer_is_convicted_alone(told, engin
     if engine.name == "serial":
         pytest.skip("in this process")
     outcomes, _ = told
-    assert [(o.kind, o.attempts) for o in ended(outcomes, "kill-once")] == [("done", 2)]
+    (once,) = ended(outcomes, "kill-once")
+    assert once.kind == "done" and once.attempts >= 2
     (killer,) = ended(outcomes, "kill")
     assert killer.kind == "died" and isinstance(killer.error, EngineError)
-    assert 4 <= killer.attempts <= 6, "three tries among others at most, and three alone"
+    assert 3 <= killer.attempts <= 6, "three tries among others at most, and three alone"
     assert str(killer.error) == f"its worker died; tried {killer.attempts} times"
 
 
@@ -75,7 +86,7 @@ def test_limits_end_the_task_and_say_which(told, engine, kind, reason):
         pytest.skip("in this process")
     outcomes, _ = told
     (outcome,) = ended(outcomes, kind)
-    assert outcome.kind == reason and 3 <= outcome.attempts <= 5
+    assert outcome.kind == reason and 3 <= outcome.attempts <= 6
     limit = {"timeout": f"time limit of {LIMITS.timeout} s", "memory": "memory limit of 419.4 MB"}[reason]
     assert str(outcome.error) == f"over its {limit}; tried {outcome.attempts} times"
 
@@ -115,7 +126,7 @@ def test_a_worker_keeps_what_its_modules_hold(engine):
     by_process = collections.defaultdict(list)
     for process, count in values:
         by_process[process].append(count)
-    assert len(by_process) <= 2
+    assert len(by_process) <= (10 if engine.name == "ray" else 2)   # Ray has one a core, and lends them as it likes
     # Each process counts its tasks on: no number comes twice.
     assert all(len(set(counts)) == len(counts) and max(counts) - min(counts) == len(counts) - 1
                for counts in by_process.values())
@@ -147,6 +158,7 @@ def test_an_interrupt_reaches_the_caller_of_the_serial_engine():
     (("dask", 0), "--workers 0: expected 1 or more"),
     (("serial", 2), "--engine serial runs one task after another"),
     (("serial", None, "tcp://127.0.0.1:1"), "takes no --workers and no --address"),
+    (("ray", None, "ray://127.0.0.1:10001"), "--address ray://127.0.0.1:10001: expected auto, or HOST:6379 of a"),
 ])
 def test_requests_that_no_engine_can_meet(request_, said):
     with pytest.raises(RequestError) as refusal:

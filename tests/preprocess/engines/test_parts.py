@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,9 +13,9 @@ from faults import Unportable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.engines import EngineError, Outcome, Resources, ship
+from preprocess.engines import EngineError, Outcome, Resources, ray, ship
 from preprocess.engines.guard import portable, private_memory
-from preprocess.engines.window import Ended, Ledger, lost, unordered
+from preprocess.engines.window import Ended, Ledger, fit, lost, unordered
 from shared.cli import RequestError
 
 
@@ -75,6 +76,12 @@ def test_a_reason_that_was_told_convicts_only_who_had_all_tries():
     assert lost("t", *story(0), retries=2).outcome.attempts == 0
 
 
+@pytest.mark.parametrize("count, share, tasks", [
+    (1, 1, 1), (4, 1, 4), (0, 0.5, 0), (1, 0.1, 10), (2, 0.4, 4), (3, 1 / 3, 9), (8, 2, 4), (1, 2, 0), (16.0, 3, 5)])
+def test_a_share_of_a_device_is_a_share_of_one(count, share, tasks):
+    assert fit(count, share) == tasks
+
+
 def test_a_death_alone_after_the_time_limit_is_a_timeout():
     def finish():
         ledger = Ledger()
@@ -87,10 +94,10 @@ def test_a_death_alone_after_the_time_limit_is_a_timeout():
 
 
 @pytest.mark.parametrize("body, limits, said", [
-    ("time.sleep(60)", "timeout=0.3", "timeout"),
+    ("time.sleep(3600)", "timeout=0.3", "timeout"),
     ("held = [bytearray(os.urandom(1 << 20)) * 64 for _ in iter(int, 1) if not time.sleep(0.02)]",
      "memory=300 << 20", "memory"),
-    ("return 5", "timeout=60, memory=1 << 40", "5"),
+    ("return 5", "timeout=600, memory=1 << 40", "5"),
     ("return 5", "", "5"),
 ])
 def test_the_guard_ends_the_process_and_says_why_first(body, limits, said):
@@ -101,7 +108,7 @@ def test_the_guard_ends_the_process_and_says_why_first(body, limits, said):
             {body}
         print(guard.run(fn, None, Resources({limits}), lambda kind: print(kind, flush=True)))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=600)
     assert done.stdout.split() == [said] and done.returncode == (0 if said == "5" else 1)
 
 
@@ -112,6 +119,17 @@ def test_private_memory_is_what_this_process_took():
         for at in range(0, len(held), mmap.PAGESIZE):
             held[at] = 1
         assert 60 << 20 < private_memory() - before < 80 << 20
+
+
+def test_a_ray_head_is_looked_for_before_ray_waits_for_it(monkeypatch):
+    monkeypatch.setattr(ray, "CONNECT_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        ray.look_for_head(f"127.0.0.1:{head.getsockname()[1]}")
+    with pytest.raises(ConnectionError, match="refused"):
+        ray.look_for_head("127.0.0.1:9")
+    for address in ("nonsense", "host:", ":6379", "host:http"):
+        with pytest.raises(ValueError, match="missing port number"):
+            ray.look_for_head(address)
 
 
 def test_errors_that_cannot_travel_are_named():
@@ -136,7 +154,7 @@ def test_the_archive_unpacks_to_the_same_code(tmp_path):
     """
     for _ in range(2):   # the second finds it unpacked
         done = subprocess.run([sys.executable, "-S", "-c", textwrap.dedent(script)], capture_output=True, text=True,
-                              env={"PATH": os.environ["PATH"]}, cwd=tmp_path, timeout=60)
+                              env={"PATH": os.environ["PATH"]}, cwd=tmp_path, timeout=600)
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [ship.digest(), ship.version(), str(tmp_path / "scratch" / archive.stem / "code")]
     assert sorted(p.name for p in (tmp_path / "scratch").iterdir()) == [archive.stem, "worker-1"]

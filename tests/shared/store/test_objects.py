@@ -43,8 +43,8 @@ def store(bucket) -> ObjectPath:
 
 
 @pytest.fixture
-def quick_lease(monkeypatch):
-    monkeypatch.setattr(leases, "LEASE_S", 1.0)
+def quick_beats(monkeypatch):
+    """Who lives is seen at once; who is stalled, as a loaded machine may do, keeps its lease all the same."""
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
 
 
@@ -127,7 +127,7 @@ def test_s3_itself_refuses_the_write_of_who_is_late(bucket):
 
 def test_age_is_told(anywhere):
     (anywhere / "x").put(b"1")
-    assert -2 <= (anywhere / "x").version_and_age()[1] < 60
+    assert -2 <= (anywhere / "x").version_and_age()[1] < 600
 
 
 def test_large_files_go_up_in_parts(store, tmp_path, monkeypatch):
@@ -248,13 +248,13 @@ def test_forked_and_pickled_readers_read(store, make):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     _sum(reader, queue), _sum(other, queue)
-    expected = queue.get(timeout=60)
+    expected = queue.get(timeout=300)
     workers = [context.Process(target=_sum, args=(reader, queue)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    assert [queue.get(timeout=60) for _ in range(3)] == [expected] * 3
+    assert [queue.get(timeout=300) for _ in range(3)] == [expected] * 3
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
         assert worker.exitcode == 0
 
 
@@ -294,7 +294,7 @@ def test_a_network_that_is_gone_is_one_clear_line(store, make, monkeypatch):
 
 # One writer at a time.
 
-def test_a_second_run_is_refused_and_the_lock_goes_when_the_first_ends(anywhere, quick_lease, capsys):
+def test_a_second_run_is_refused_and_the_lock_goes_when_the_first_ends(anywhere, quick_beats, capsys):
     with store_lock(anywhere):
         assert is_locked(anywhere)
         with pytest.raises(RequestError, match="this process is writing"):
@@ -325,14 +325,16 @@ def test_a_server_without_conditional_writes_is_named(store, make, capsys):
     assert "ignores conditional writes" in capsys.readouterr().err and len(Index.load(store)) == 0
 
 
-def test_the_lock_of_a_killed_run_is_taken_over(store, quick_lease, s3_server):
-    script = ("import sys, time; from shared.store import lease, place; lease.LEASE_S, lease.BEAT_S = 1.0, 0.1\n"
-              f"held = lease.Lease(place.as_place({str(store)!r})); print('holds', flush=True); time.sleep(60)")
+def test_the_lock_of_a_killed_run_is_taken_over(store, quick_beats, s3_server):
+    script = ("import sys, time; from shared.store import lease, place; lease.BEAT_S = 0.1\n"
+              f"held = lease.Lease(place.as_place({str(store)!r})); print('holds', flush=True); time.sleep(900)")
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "holds\n"
     with pytest.raises(RequestError, match=f"process {process.pid}"):
         leases.Lease(store)
     process.kill(), process.communicate()
+    lock = store / ".lock"
+    lock.put(json.dumps(json.loads(lock.read_bytes()) | {"lease_s": 0.5}).encode())   # it runs out soon
     with store_lock(store):
         assert json.loads((store / ".lock").read_bytes())["pid"] == os.getpid()
 
@@ -344,7 +346,7 @@ def test_a_run_that_lost_its_lease_changes_nothing_more(anywhere, make, monkeypa
     with store_lock(anywhere):
         lease = leases.held(anywhere)
         (anywhere / ".lock").put(b'{"owner": "another"}\n')   # who takes over writes the lock anew
-        lease.thread.join(60)
+        lease.thread.join(300)
         before = anywhere.find()
         for write in (lambda: publish(anywhere, index.pack_rows(), index.rows()), lambda: write_failures(anywhere, []),
                       lambda: write_record(anywhere, "x", {"n": 1}),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.cli import RequestError
+from shared.store import lock
 from shared.store.layout import StoreError
 from shared.store.lock import is_locked, store_lock
 from shared.store.record import (json_bytes, parse_json, read_json, read_records, write_atomic, write_json_atomic,
@@ -100,8 +101,9 @@ def test_one_run_at_a_time(tmp_path, request):
         assert os.path.getsize(store / ".lock") == 0
 
 
-def test_a_glance_refuses_no_run(tmp_path):
+def test_a_glance_refuses_no_run(tmp_path, monkeypatch):
     """check holds the lock, shared, for an instant: a run that starts just then waits for it."""
+    monkeypatch.setattr(lock, "PATIENCE_S", 300)
     (tmp_path / ".lock").touch()
     fd = os.open(tmp_path / ".lock", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_SH)
@@ -156,7 +158,9 @@ CONTEND = """
 import sys, os
 sys.path.insert(0, sys.argv[2])
 from shared.cli import RequestError
+from shared.store import lock
 from shared.store.lock import store_lock
+lock.PATIENCE_S = 300
 held = 0
 for _ in range(150):
     try:
@@ -174,7 +178,7 @@ def test_never_two_holders_while_the_folder_comes_and_goes(tmp_path, request):
     arguments = [str(tmp_path / "a/store"), str(request.config.rootpath), str(tmp_path / "held")]
     children = [subprocess.Popen([sys.executable, "-c", CONTEND, *arguments], stdout=subprocess.PIPE, text=True)
                 for _ in range(3)]
-    held = [int(child.communicate(timeout=60)[0]) for child in children]
+    held = [int(child.communicate(timeout=600)[0]) for child in children]
     assert [child.returncode for child in children] == [0, 0, 0] and min(held) > 0
     # Who made a folder may find the next holder's lock or folder in it; then it stays, empty.
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} <= {"a", "a/store"}
