@@ -319,17 +319,28 @@ def test_a_video_over_a_limit_is_named_with_it(small_videos, tmp_path):
     check_passes(store)
 
 
+def free_ports(count):
+    """Ports of loopback that nobody has, below those that the kernel hands out to whoever asks meanwhile."""
+    found = []
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(str(port))
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
+
+
 @pytest.fixture
 def dask_scheduler(tmp_path):
     """The address of a Dask scheduler on loopback with two workers, all processes of their own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    port, = free_ports(1)
+    address = f"tcp://127.0.0.1:{port}"
     log, processes = open(tmp_path / "dask.log", "w"), []
     settings = {"stdout": log, "stderr": log, "cwd": tmp_path,
                 "env": os.environ | {"PYTHONPATH": str(Path(run.__file__).parents[1])}}
     try:
-        for more in (["scheduler", "--host", "127.0.0.1", "--port", address.rsplit(":")[-1]],
+        for more in (["scheduler", "--host", "127.0.0.1", "--port", port],
                      *[["worker", address, "--host", "127.0.0.1", "--nthreads", "1"]] * 2):
             processes.append(subprocess.Popen([sys.executable, "-m", "dask", *more, "--no-dashboard"], **settings))
         yield address
@@ -381,11 +392,7 @@ def ray_head(tmp_path):
 
     It has a token of its own: Ray asks for one wherever a local run has left its default in the home folder.
     """
-    ports = []
-    for _ in range(4):   # each its own: another Ray on this machine may hold the usual ones
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(str(probe.getsockname()[1]))
+    ports = free_ports(4)                         # another Ray on this machine may hold the usual ones
     folder = tempfile.mkdtemp(prefix="ray-")      # sockets below it: its path must be short
     python = Path(sys.executable).parent
     environment = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0",
