@@ -288,7 +288,7 @@ def test_a_video_that_kills_costs_no_neighbour(with_poison, tmp_path, engine):
     failure, = read_failures(store)
     assert failure.video == "circle/poison.avi" and failure.stage == "process"
     assert failure.reason == f"killed its worker, {failure.attempts} times"
-    assert len(hit) >= failure.attempts >= 2
+    assert len(hit) >= max(4, failure.attempts) and failure.attempts >= 2   # among others twice, and alone twice
     assert arrays(store) == arrays(expected) and len(Index.load(store)) == 12
     check_passes(store)
     # The video is mended, or the decoder is: it comes in, and the row goes.
