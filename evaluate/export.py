@@ -18,12 +18,12 @@ from safetensors.torch import save as tensor_bytes
 
 from shared import cli
 from shared.cli import RequestError
-from shared.clips import ClipGeometry
+from shared.clips.index import ClipGeometry
+from shared.clips.views import MEAN, STD
 from shared.nn.backbones import build_backbone
 from shared.nn.checkpoint import load_backbone, load_weights
 from shared.nn.layers import Backbone
 from shared.store.record import write_atomic
-from shared.views import MEAN, STD
 
 FORMAT = "motionpack.backbone 1"
 UNSTATED = "not stated by the exporter"

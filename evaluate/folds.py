@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.features import Features, View, extract
-from evaluate.labelled import Samples
+from evaluate.features.extract import Features, View, extract
+from evaluate.finetuned.labelled import Samples
 from evaluate.protocol import Request
 from shared.cli import RequestError
 from shared.store.index import Index

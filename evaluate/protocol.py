@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from evaluate.settings import Settings, check
 from shared.cli import RequestError, nearest
-from shared.settings import apply_settings, build, load_document
+from shared.recipes.settings import apply_settings, build, load_document
 
 if TYPE_CHECKING:
-    from evaluate.cache import FeatureCache
-    from evaluate.encoders import Encoder
+    from evaluate.features.cache import FeatureCache
+    from evaluate.features.encoders import Encoder
     from shared.nn.distributed import World
     from shared.store.place import Place
 
@@ -34,14 +34,15 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "linear": Protocol("evaluate.linear", ("features", "linear", "softmax"), grouped=True),
-    "retrieval": Protocol("evaluate.retrieval", ("features", "retrieval"), grouped=True),
-    "verbs": Protocol("evaluate.verbs", ("features", "verbs", "softmax", "finetune"), ("annotations",), tests=("val",)),
-    "detection": Protocol("evaluate.detection", ("detection", "softmax", "finetune"), ("annotations",),
+    "linear": Protocol("evaluate.frozen.linear", ("features", "linear", "softmax"), grouped=True),
+    "retrieval": Protocol("evaluate.frozen.retrieval", ("features", "retrieval"), grouped=True),
+    "verbs": Protocol("evaluate.frozen.verbs", ("features", "verbs", "softmax", "finetune"), ("annotations",),
+                      tests=("val",)),
+    "detection": Protocol("evaluate.persons.detection", ("detection", "softmax", "finetune"), ("annotations",),
                           tests=("val",)),
-    "finetune": Protocol("evaluate.finetune", ("features", "finetune")),
-    "saliency": Protocol("evaluate.saliency", ("saliency",), ("against",), grouped=True),
-    "controls": Protocol("evaluate.controls", ("features", "linear", "softmax", "controls")),
+    "finetune": Protocol("evaluate.finetuned.finetune", ("features", "finetune")),
+    "saliency": Protocol("evaluate.motion.saliency", ("saliency",), ("against",), grouped=True),
+    "controls": Protocol("evaluate.motion.controls", ("features", "linear", "softmax", "controls")),
 }
 
 

@@ -25,19 +25,19 @@ from pathlib import Path
 
 import torch
 
-from evaluate import compare, pictures, report
-from evaluate.cache import FeatureCache
-from evaluate.encoders import Encoder, open_encoder, takes_seed
-from evaluate.features import View, choose
+from evaluate.features.cache import FeatureCache
+from evaluate.features.encoders import Encoder, open_encoder, takes_seed
+from evaluate.features.extract import View, choose
 from evaluate.folds import TRAIN, check_apart, default_split
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
+from evaluate.report import compare, page, pictures
 from evaluate.settings import Settings
-from shared import figures, overview
-from shared.census import store_picture
 from shared.cli import RequestError
-from shared.clips import ClipGeometry
+from shared.clips.index import ClipGeometry
 from shared.nn.checkpoint import FINETUNED
 from shared.nn.distributed import World, close_world, open_world
+from shared.pictures import figures, overview
+from shared.pictures.census import store_picture
 from shared.store.index import Index
 from shared.store.layout import damage_stops
 from shared.store.place import store_argument
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     if args.compare:
         _check_out(args.out, "compare")
         print(compare.compare(args.compare, args.out))
-        print(f"look at  {args.out / report.REPORT}")
+        print(f"look at  {args.out / page.REPORT}")
         return cli.DONE
     asked = each_protocol(args)
     world = open_world(asked[0][1].run.device)
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
                 evaluate(one, settings, world, stack)
         if len(asked) > 1 and world.main:
             compare.compare([one.out for one, _ in asked], args.out)
-            print(f"look at  {args.out / report.REPORT}")
+            print(f"look at  {args.out / page.REPORT}")
         return cli.DONE
     finally:
         close_world(world)
@@ -168,7 +168,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         result = module.run(Request(args.protocol, encoder, args.store, train, test, bool(args.leave_out), seed,
                                     settings, cache, out, world, args.against, args.annotations))
         if world.main:
-            runs.append(report.Run(encoder.text, train, test, seed, result))
+            runs.append(page.Run(encoder.text, train, test, seed, result))
     if not world.main:
         return cli.DONE
     chosen, remarks = used(args.protocol, settings), notes(encoders, index, document, pairs, world)
@@ -179,15 +179,15 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         chosen["view"] = view.to_dict()
     store = {"store": str(args.store), "dataset": document["dataset"], "index": index.generation,
              "recipe_hash": document["recipe_hash"]}
-    summary = report.summarise(args.protocol, runs, chosen, [origin(encoder) for encoder in encoders], store,
+    summary = page.summarise(args.protocol, runs, chosen, [origin(encoder) for encoder in encoders], store,
                                remarks)
     shown = [*runs[0].result.figures, *background_figures(args.out, encoders[0], index, document)]
-    summary["figures"] = report.listed(args.out, shown)
-    report.write_metrics(args.out, summary)
+    summary["figures"] = page.listed(args.out, shown)
+    page.write_metrics(args.out, summary)
     name = f"{args.protocol}: {encoders[0].text}{f' and {len(encoders) - 1} more' if len(encoders) > 1 else ''} on " \
            f"{Path(str(args.store)).name}"
-    path = report.write_report(args.out, summary, shown, name)
-    print(f"{report.summary_line(summary, path)}; {cli.duration(time.monotonic() - started)}")
+    path = page.write_report(args.out, summary, shown, name)
+    print(f"{page.summary_line(summary, path)}; {cli.duration(time.monotonic() - started)}")
     return cli.DONE
 
 
@@ -222,7 +222,7 @@ def check_alike(encoders: Sequence[Encoder], texts: Sequence[str], settings: Set
 
 
 def origin(encoder: Encoder) -> dict:
-    """The checkpoint's provenance for the report."""
+    """The checkpoint's provenance for the page."""
     return {"checkpoint": encoder.text, "sha256": encoder.sha256, **encoder.provenance}
 
 
@@ -283,8 +283,8 @@ def _check_out(out: Path, protocol: str) -> None:
         raise RequestError(f"--out {out} is a file; expected a folder")
     if (out / "store.json").exists():
         raise RequestError(f"--out {out} is a store of videos; choose another folder for the results")
-    if (out / report.METRICS).exists():
-        before = report.read_metrics(out)["protocol"]
+    if (out / page.METRICS).exists():
+        before = page.read_metrics(out)["protocol"]
         if before != protocol:
             raise RequestError(f"--out {out} holds the results of {before}; choose another folder for {protocol}")
 

@@ -10,9 +10,17 @@ from collections import defaultdict
 from pathlib import Path
 
 from shared.cli import DONE, FAILURES, Arguments, Progress, RequestError, command, size
-from shared.recipe import pack_recipe_hash, recipe_hash
-from shared.store.index import (FAILURE_SUMS, FAILURE_TABLE, SUMS, Index, current_generation, generations,
-                                read_failures, read_generation)
+from shared.recipes.preprocessing import pack_recipe_hash, recipe_hash
+from shared.store.index import (
+    FAILURE_SUMS,
+    FAILURE_TABLE,
+    SUMS,
+    Index,
+    current_generation,
+    generations,
+    read_failures,
+    read_generation,
+)
 from shared.store.layout import FORMAT, StoreError, cure
 from shared.store.lock import is_locked
 from shared.store.objects import fetched, pack_of

@@ -18,7 +18,7 @@ from preprocess.session import Session
 from preprocess.task import Misplanned, PackReport, PackTask, make_pack
 from shared import cli
 from shared.cli import Progress, Stopped, duration, size
-from shared.recipe import Pipeline, Run
+from shared.recipes.preprocessing import Pipeline, Run
 from shared.store.lease import held
 from shared.store.place import ObjectPath, Place
 from shared.store.tables import FailureRow

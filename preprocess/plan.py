@@ -18,9 +18,9 @@ from preprocess.decode import Probe, VideoError, count_frames, frame_size, probe
 from preprocess.flow import runs_here
 from preprocess.isolate import ChildProcess, Died, InProcess
 from preprocess.task import Misplanned, PackReport, PackTask, make_pack
-from shared.catalog import Catalog, Video
 from shared.cli import Progress, RequestError, duration, size
-from shared.recipe import Recipe, Run
+from shared.datasets.catalog import Catalog, Video
+from shared.recipes.preprocessing import Recipe, Run
 from shared.store.place import ObjectPath, Place
 from shared.store.tables import FailureRow
 

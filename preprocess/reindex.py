@@ -16,13 +16,20 @@ import numpy as np
 
 from shared import cli, motion
 from shared.cli import Progress, RequestError
-from shared.clips import ClipGeometry, ClipIndexer
-from shared.recipe import recipe_hash
+from shared.clips.index import ClipGeometry, ClipIndexer
+from shared.recipes.preprocessing import recipe_hash
 from shared.store.chunks import decode_rows
 from shared.store.clip_tables import ClipTables
 from shared.store.index import Index, publish, read_failures, write_failures
-from shared.store.layout import (FORMAT, ArrayLayout, StoreError, damage_stops, document_bytes, frame_arrays,
-                                 group_document)
+from shared.store.layout import (
+    FORMAT,
+    ArrayLayout,
+    StoreError,
+    damage_stops,
+    document_bytes,
+    frame_arrays,
+    group_document,
+)
 from shared.store.lease import held
 from shared.store.lock import store_lock
 from shared.store.objects import fetched, upload_pack

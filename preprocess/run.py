@@ -20,10 +20,10 @@ from preprocess.isolate import ChildProcess, InProcess
 from preprocess.session import Session, agree, check_place
 from preprocess.synthetic import make_videos
 from preprocess.task import FlowError, flow_parameters
-from shared.catalog import Catalog, open_catalog
 from shared.cli import RequestError, Stopped, duration, size
-from shared.clips import ClipGeometry
-from shared.recipe import Pipeline, load_pipeline
+from shared.clips.index import ClipGeometry
+from shared.datasets.catalog import Catalog, open_catalog
+from shared.recipes.preprocessing import Pipeline, load_pipeline
 from shared.store.layout import damage_stops
 from shared.store.place import Place, store_argument
 

@@ -18,10 +18,10 @@ from preprocess.flow import runs_here
 from preprocess.isolate import ChildProcess, InProcess
 from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
-from shared.catalog import Catalog
 from shared.cli import RequestError
-from shared.recipe import Pipeline, pack_recipe_hash, recipe_hash
-from shared.settings import differences
+from shared.datasets.catalog import Catalog
+from shared.recipes.preprocessing import Pipeline, pack_recipe_hash, recipe_hash
+from shared.recipes.settings import differences
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import FORMAT, StoreError
 from shared.store.lock import store_lock

@@ -14,11 +14,12 @@ import numpy as np
 
 from preprocess import flow as optical_flow
 from preprocess.task import flow_parameters
-from shared import cli, figures, motion, overview
-from shared.census import store_picture
+from shared import cli, motion
 from shared.cli import RequestError
-from shared.clips import ClipGeometry, draw_crop, unpack_mask
-from shared.recipe import Recipe, build
+from shared.clips.index import ClipGeometry, draw_crop, unpack_mask
+from shared.pictures import figures, overview
+from shared.pictures.census import store_picture
+from shared.recipes.preprocessing import Recipe, build
 from shared.store.index import Index, read_failures
 from shared.store.layout import damage_stops
 from shared.store.place import store_argument

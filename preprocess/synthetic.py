@@ -25,7 +25,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from preprocess.scenes import CLASSES, FORMAT, ORDER, Dials, Scene
 from shared.cli import Progress, RequestError
-from shared.truth import truth_path
+from shared.datasets.truth import truth_path
 
 LEAST = {"videos": 1, "backgrounds": 1, "textures": 1, "frames": 2, "height": 48, "width": 48, "fps": 1, "seed": 0}
 COLUMNS = ("path", "label", "split", "group", "background", "texture")

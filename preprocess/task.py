@@ -22,9 +22,9 @@ import numpy as np
 from preprocess import flow as optical_flow
 from preprocess.decode import VideoError, open_video
 from shared import motion
-from shared.catalog import Video
-from shared.clips import ClipGeometry, ClipIndexer
-from shared.recipe import Recipe, Run
+from shared.clips.index import ClipGeometry, ClipIndexer
+from shared.datasets.catalog import Video
+from shared.recipes.preprocessing import Recipe, Run
 from shared.store.packs import PackWriter, load_pack
 from shared.store.place import Place
 from shared.store.tables import FailureRow, PackRow, VideoRow

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from shared.pretraining import Optimise
+from shared.recipes.pretraining import Optimise
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from shared.clips.views import Views
 from shared.nn.backbones import build_backbone
 from shared.nn.distributed import World, gather
 from shared.nn.layers import Backbone
-from shared.pretraining import Pretraining
-from shared.views import Views
+from shared.recipes.pretraining import Pretraining
 from train.moco import Learner, Queue, momentum_twin, momentum_update
 from train.objectives.maclr import PATHWAYS, TERMS, maclr_term, term_heads, term_weights, weighted_sum
 

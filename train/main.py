@@ -27,18 +27,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from shared.catalog import ONE_SIDED
 from shared.cli import Progress, Stopped, duration, size
-from shared.data import ClipData
-from shared.loader import Loader, Sampler, worker_count
+from shared.clips.data import ClipData
+from shared.clips.loader import Loader, Sampler, worker_count
+from shared.clips.views import make_views
+from shared.datasets.catalog import ONE_SIDED
 from shared.nn import checkpoint
 from shared.nn.backbones import build_backbone
 from shared.nn.distributed import World, close_world, open_world, parallel, reduce_logs
 from shared.nn.inflate import inflate
 from shared.nn.together import Interrupt, agree, every, lost_peer, raise_first, together
-from shared.pretraining import RunTraining, Training, load_training
+from shared.recipes.pretraining import RunTraining, Training, load_training
 from shared.schedule import Schedule
-from shared.views import make_views
 from train.maclr import MaCLR
 from train.moco import Learner, aligns
 from train.record import Meter, Record, claim, peak_memory

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from shared.cli import RequestError, nearest
+from shared.clips.views import Views
 from shared.nn.distributed import World, exchange, gather
 from shared.nn.heads import Projection
 from shared.nn.layers import Backbone
 from shared.nn.norm import split_batch_norm
-from shared.pretraining import Pretraining
-from shared.views import Views
+from shared.recipes.pretraining import Pretraining
 from train.objectives.alignment import aligns, motion_alignment
 from train.objectives.seco import in_batch_accuracy, inter_loss, intra_loss, order_loss
 

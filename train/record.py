@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from shared.cli import RequestError, hold
+from shared.clips.views import MEAN, STD, Views
 from shared.saliency import normalised, similarity_cam
 from shared.store.record import PARTIAL, write_atomic
-from shared.views import MEAN, STD, Views
 from train.moco import Learner
 
 LOCK, METRICS, BOARD, LAST, CHECKPOINTS = ".lock", "metrics.jsonl", "tensorboard", "last.pt", "checkpoints"

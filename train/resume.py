@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from shared.cli import RequestError
-from shared.loader import Sampler
+from shared.clips.loader import Sampler
 from shared.nn import checkpoint
 from shared.nn.distributed import World
-from shared.pretraining import Training
-from shared.settings import differences
+from shared.recipes.pretraining import Training
+from shared.recipes.settings import differences
 from train.moco import Learner
 
 

@@ -29,7 +29,7 @@ def run(fn: Callable, task: Any, limits: Resources, tell: Callable[[str], None])
     try:
         return fn(task)
     except Exception as error:
-        raise portable(error)
+        raise portable(error)  # noqa: B904  (mostly the error itself)
     finally:
         if watch:
             watch.end()

@@ -63,7 +63,7 @@ def _build(sources):
     @cached_njit(nogil=True, error_model="numpy")
     def solve(w, places, levels, offsets, first, second, weights, errors, tau, theta, shrink, zoom, warps, iterations,
               outer, epsilon, size, flow):
-        sources
+        sources  # noqa: B018  (a closure variable: numba caches by the digest of all sources)
         for scale in range(1, len(levels)):
             fine, coarse = levels[scale - 1], levels[scale]
             blocks, fine_blocks = (coarse[W] + LANES - 1) // LANES, (fine[W] + LANES - 1) // LANES

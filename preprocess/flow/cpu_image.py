@@ -11,9 +11,36 @@ from numba import njit, types
 
 from preprocess.flow.compiled import cached_njit
 from preprocess.flow.cpu_iterate import COEFFICIENTS, GX, GY, INVERSE, RHO, STATE
-from preprocess.flow.simd import (LANES, after, before, channel0, channel1, channel2, floor, fma, fold, if_above, keep,
-                                  lane_numbers, load, maximum, minimum, repeat, splat, spread0, spread1, spread2,
-                                  spread3, store, store_int, take, zip0, zip1, zip2, zip3)
+from preprocess.flow.simd import (
+    LANES,
+    after,
+    before,
+    channel0,
+    channel1,
+    channel2,
+    floor,
+    fma,
+    fold,
+    if_above,
+    keep,
+    lane_numbers,
+    load,
+    maximum,
+    minimum,
+    repeat,
+    splat,
+    spread0,
+    spread1,
+    spread2,
+    spread3,
+    store,
+    store_int,
+    take,
+    zip0,
+    zip1,
+    zip2,
+    zip3,
+)
 
 MARGIN = 4                # zero pixels around the interleaved image: room for every tap of a clamped coordinate
 EPSILON = np.float32(np.finfo(np.float32).eps)

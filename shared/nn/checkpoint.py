@@ -24,7 +24,7 @@ import torch
 from shared.cli import RequestError
 from shared.nn.backbones import build_backbone
 from shared.nn.layers import Backbone
-from shared.pretraining import Pretraining, build_recipe
+from shared.recipes.pretraining import Pretraining, build_recipe
 from shared.store.record import fsync_directory, hidden_name
 
 FORMAT = 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.clips import ClipGeometry, ClipIndex
+from shared.clips.index import ClipGeometry, ClipIndex
 from shared.store.layout import clip_arrays
 from shared.store.shards import RowWriter
 

@@ -18,8 +18,17 @@ from shared.store.layout import StoreError, crc_text
 from shared.store.lease import held
 from shared.store.place import ObjectPath, Place, as_place, read_all, remove_tree
 from shared.store.record import fsync_directory, hidden_name, write_atomic, write_synced
-from shared.store.tables import (FAILURE_COLUMNS, PACK_COLUMNS, VIDEO_COLUMNS, FailureRow, PackRow, VideoRow,
-                                 parse_files, table_bytes, table_columns)
+from shared.store.tables import (
+    FAILURE_COLUMNS,
+    PACK_COLUMNS,
+    VIDEO_COLUMNS,
+    FailureRow,
+    PackRow,
+    VideoRow,
+    parse_files,
+    table_bytes,
+    table_columns,
+)
 
 SUMS = "crc32c"
 FAILURE_TABLE, FAILURE_SUMS = "failures.csv", "failures.crc32c"

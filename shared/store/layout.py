@@ -3,8 +3,8 @@
 T frames, HxW pixels, hxw motion cells of 8x8 pixels, V videos, C clips of one geometry.
 """
 
-import json
 import errno
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.cli import Stopped
-from shared.clips import ClipGeometry
+from shared.clips.index import ClipGeometry
 from shared.motion import CELL
 
 FORMAT = 1

@@ -15,19 +15,35 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.clips import ClipGeometry, ClipIndex
+from shared.clips.index import ClipGeometry, ClipIndex
 from shared.motion import CELL
 from shared.store.chunks import encode_jpeg, encode_rows, half, quantise_edges, seal
 from shared.store.clip_tables import ClipTables
-from shared.store.layout import (FORMAT, JPEG_QUALITY, ArrayLayout, StoreError, document_bytes, frame_arrays,
-                                 group_document, pack_groups)
+from shared.store.layout import (
+    FORMAT,
+    JPEG_QUALITY,
+    ArrayLayout,
+    StoreError,
+    document_bytes,
+    frame_arrays,
+    group_document,
+    pack_groups,
+)
 from shared.store.objects import Scratch, fetched, unique_path, upload_pack
 from shared.store.place import ObjectPath, Place, as_place
 from shared.store.record import fsync_directory, hidden_name, partials, write_synced
 from shared.store.shards import FrameWriter, RowWriter
 from shared.store.tables import FailureRow, PackRow, VideoRow
-from shared.store.verify import (ROOT, files_on_disk, hash_file, payload_crcs, read_root, root_rows, seal_attributes,
-                                 verify_arrays)
+from shared.store.verify import (
+    ROOT,
+    files_on_disk,
+    hash_file,
+    payload_crcs,
+    read_root,
+    root_rows,
+    seal_attributes,
+    verify_arrays,
+)
 
 ENCODE_RUN = 8  # frames that one thread encodes at a time
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.clips import ClipGeometry, ClipIndex
+from shared.clips.index import ClipGeometry, ClipIndex
 from shared.store.chunks import crc32c, decode_jpeg, decode_rows
 from shared.store.index import Index
 from shared.store.layout import ArrayLayout, StoreError, clip_arrays, frame_arrays

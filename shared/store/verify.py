@@ -7,10 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.clips import ClipGeometry
+from shared.clips.index import ClipGeometry
 from shared.store.chunks import crc32c, decode_rows, unseal
-from shared.store.layout import (FORMAT, ArrayLayout, StoreError, clip_arrays, crc_text, document_bytes, frame_arrays,
-                                 group_document, pack_groups)
+from shared.store.layout import (
+    FORMAT,
+    ArrayLayout,
+    StoreError,
+    clip_arrays,
+    crc_text,
+    document_bytes,
+    frame_arrays,
+    group_document,
+    pack_groups,
+)
 from shared.store.place import Place, as_place
 from shared.store.record import PARTIAL
 from shared.store.shards import ShardReader

@@ -19,7 +19,7 @@ from preprocess.decode import open_video
 from preprocess.flow import flow_window, parameters, resolve
 from preprocess.synthetic import make_videos
 from shared import motion
-from shared.catalog import open_catalog
+from shared.datasets.catalog import open_catalog
 from shared.store.chunks import decode_edges, half, quantise_edges
 from shared.store.layout import EDGE_MAX
 

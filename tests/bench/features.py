@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluate.encoders import Encoder, open_encoder
-from evaluate.features import View, compute, read_ahead
+from evaluate.features.encoders import Encoder, open_encoder
+from evaluate.features.extract import View, compute, read_ahead
 from evaluate.protocol import load_settings
 from preprocess import run as preprocess
 from preprocess.session import device, versions
+from shared.clips.views import resize
 from shared.nn.distributed import World, choose_device
 from shared.store.reader import StoreReader
-from shared.views import resize
 
 
 def main() -> None:

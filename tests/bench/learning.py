@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evaluate.children import Children, Command, Ended
+from evaluate.ablation.children import Children, Command, Ended
 from preprocess.session import device, versions
 
 TRAINER = Path(__file__).resolve().parents[2] / "train" / "main.py"

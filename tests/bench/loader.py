@@ -21,9 +21,9 @@ from seek import pyav_seek
 from store import CLIP, interleaved, load, sources, table, write
 from torch.utils.data import DataLoader, Dataset
 
-from shared.data import ClipData
-from shared.loader import PART, PREFETCH, Loader, Sampler
-from shared.pretraining import load_training
+from shared.clips.data import ClipData
+from shared.clips.loader import PART, PREFETCH, Loader, Sampler
+from shared.recipes.pretraining import load_training
 from shared.store.index import Index, publish
 from shared.store.record import write_json_atomic
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from preprocess.session import device, versions
-from shared.settings import load_document
+from shared.recipes.settings import load_document
 
 TRAINER = Path(__file__).resolve().parents[2] / "train" / "main.py"
 TERMS = "vv", "vm", "mv", "mm"

@@ -17,10 +17,11 @@ import numpy as np
 from preprocess.decode import open_video
 from preprocess.flow import resolve, tvl1
 from preprocess.synthetic import make_videos
-from shared import clips, motion
-from shared.catalog import open_catalog
-from shared.clips import ClipGeometry
-from shared.truth import load_truth
+from shared import motion
+from shared.clips import index
+from shared.clips.index import ClipGeometry
+from shared.datasets.catalog import open_catalog
+from shared.datasets.truth import load_truth
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/videos"
 NEAR = np.ones((17, 17), np.uint8)   # 8 px around the object: half of TV-L1's smoothing and the 8 px cell
@@ -82,12 +83,12 @@ def coverage(name: str, paths: list[Path], backend: str, boxes: int) -> None:
     for path in paths:
         _, maps = maps_of(path, backend)
         bordered = motion.zero_border(maps, 8)
-        for start in clips.clip_starts(len(maps), CLIP, 8):
+        for start in index.clip_starts(len(maps), CLIP, 8):
             s_full = motion.s_motion(bordered[start:start + CLIP.span:CLIP.stride])
             hot = s_full > np.percentile(s_full, 90)
-            mask = clips.hot_mask(motion.pool(s_full))[1]
+            mask = index.hot_mask(motion.pool(s_full))[1]
             for _ in range(boxes):
-                box = clips.draw_crop(rng, mask)
+                box = index.draw_crop(rng, mask)
                 inside = np.s_[box.y:box.y + box.h, box.x:box.x + box.w]
                 cells = np.kron(mask, np.ones((motion.CELL, motion.CELL), bool))
                 fallback += cells[inside].sum() < 0.8 * cells.sum()

@@ -15,8 +15,8 @@ from preprocess.run import resolve
 from preprocess.session import device, versions
 from preprocess.synthetic import make_videos
 from preprocess.task import make_pack
-from shared.catalog import open_catalog
-from shared.recipe import load_pipeline
+from shared.datasets.catalog import open_catalog
+from shared.recipes.preprocessing import load_pipeline
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/videos/surv_fight"
 

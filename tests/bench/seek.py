@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from shared.clips import ClipGeometry
+from shared.clips.index import ClipGeometry
 
 
 def pyav_seek(path: Path, start: int, clip: ClipGeometry) -> np.ndarray:

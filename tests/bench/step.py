@@ -16,10 +16,10 @@ import time
 
 import torch
 
+from shared.clips.views import Views
 from shared.nn.backbones import build_backbone
 from shared.nn.distributed import World, choose_device
-from shared.pretraining import Pretraining, load_training
-from shared.views import Views
+from shared.recipes.pretraining import Pretraining, load_training
 from train.maclr import MaCLR
 from train.moco import Learner
 

@@ -29,7 +29,7 @@ from seek import pyav_seek
 import shared.store.codecs  # noqa: F401
 from preprocess.decode import open_video
 from shared import motion
-from shared.clips import ClipGeometry, ClipIndexer
+from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.store.chunks import encode_jpeg
 from shared.store.index import Index, PackRow, VideoRow, publish
 from shared.store.packs import PackWriter

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from shared.clips import ClipGeometry, ClipIndexer
+from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.motion import t_motion
-from shared.recipe import pack_recipe_hash, recipe_hash
+from shared.recipes.preprocessing import pack_recipe_hash, recipe_hash
 from shared.store.index import publish
 from shared.store.packs import PackWriter
 from shared.store.record import write_json_atomic
@@ -73,7 +73,7 @@ def checkpoint(tmp_path_factory):
 
     from shared.nn import checkpoint
     from shared.nn.backbones import build_backbone
-    from shared.pretraining import load_training
+    from shared.recipes.pretraining import load_training
 
     run = tmp_path_factory.mktemp("evaluate") / "run"
     run.mkdir()
@@ -156,7 +156,7 @@ def contrastive(tmp_path_factory):
 
     from shared.nn import checkpoint
     from shared.nn.backbones import build_backbone
-    from shared.pretraining import load_training
+    from shared.recipes.pretraining import load_training
     from train.moco import Learner
 
     torch.manual_seed(11)

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate import export, folds, linear, report, retrieval, run
-from evaluate.encoders import open_encoder, weights_hash
-from evaluate.pictures import curves_figure
+from evaluate import export, folds, run
+from evaluate.features.encoders import open_encoder, weights_hash
+from evaluate.frozen import linear, retrieval
 from evaluate.protocol import Result, Table
+from evaluate.report import page
+from evaluate.report.pictures import curves_figure
 from shared import cli
 from shared.cli import RequestError
 from shared.nn.distributed import World
-from shared.pretraining import load_training
+from shared.recipes.pretraining import load_training
 from shared.store.index import Index
 
 FAST = ["--set", "run.threads=1", "--set", "clips=2", "--set", "run.device=cpu"]
@@ -159,19 +161,19 @@ def test_every_rank_names_the_runs_alike_and_every_pair_of_splits_has_every_seed
 
 def test_what_not_every_run_measures_has_no_mean(tmp_path):
     """A small second split has no ten neighbours."""
-    runs = [report.Run("c", "train1", "test1", 0, Result({"r@1": 50.0, "r@10": 90.0}, {"r@1": 10.0, "r@10": 60.0})),
-            report.Run("c", "train2", "test2", 0, Result({"r@1": 40.0}, {"r@1": 12.0}))]
-    found = report.summarise("retrieval", runs, {}, [{"checkpoint": "c"}], {"store": "s"})
+    runs = [page.Run("c", "train1", "test1", 0, Result({"r@1": 50.0, "r@10": 90.0}, {"r@1": 10.0, "r@10": 60.0})),
+            page.Run("c", "train2", "test2", 0, Result({"r@1": 40.0}, {"r@1": 12.0}))]
+    found = page.summarise("retrieval", runs, {}, [{"checkpoint": "c"}], {"store": "s"})
     assert (found["metrics"], found["mean"], found["chance"]) == ({"r@1": 50}, {"r@1": 45}, {"r@1": 10})
     assert [one["metrics"].get("r@10") for one in found["runs"]] == [90, None]
     assert found["notes"] == ["r@10 is left out: not all runs have measured it."]
-    assert "r@10 is left out" in report.write_report(tmp_path, found, [], "title").read_text()
+    assert "r@10 is left out" in page.write_report(tmp_path, found, [], "title").read_text()
 
 
 def test_nothing_is_minus_nought():
     table = Table("t", ("a", "b"), [("x", -0.04), ("y", -0.06)])
-    assert [line.split() for line in report.table_text(table).splitlines()[1:]] == [["x", "0.0"], ["y", "-0.1"]]
-    assert ">0.0<" in report.table_html(table) and "-0.0" not in report.table_html(table)
+    assert [line.split() for line in page.table_text(table).splitlines()[1:]] == [["x", "0.0"], ["y", "-0.1"]]
+    assert ">0.0<" in page.table_html(table) and "-0.0" not in page.table_html(table)
 
 
 def test_the_c_that_is_told_is_one_that_was_taken(evaluate, monkeypatch):

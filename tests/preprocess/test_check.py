@@ -13,7 +13,7 @@ import pytest
 
 from preprocess.check import check_store, main
 from shared.cli import RequestError
-from shared.recipe import recipe_hash
+from shared.recipes.preprocessing import recipe_hash
 from shared.store.index import FailureRow, Index, publish, write_failures
 from shared.store.layout import document_bytes, group_document
 from shared.store.lock import store_lock

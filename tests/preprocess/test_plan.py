@@ -12,9 +12,9 @@ from preprocess.decode import Probe
 from preprocess.isolate import ChildProcess
 from preprocess.plan import Cost, PlannedPack
 from preprocess.task import Misplanned
-from shared.catalog import open_catalog
 from shared.cli import RequestError
-from shared.recipe import load_pipeline
+from shared.datasets.catalog import open_catalog
+from shared.recipes.preprocessing import load_pipeline
 
 RECIPE = load_pipeline("folder").recipe
 

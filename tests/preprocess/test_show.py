@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from preprocess import run, show
-from shared import census, cli, motion
+from shared import cli, motion
 from shared.cli import RequestError, Stopped
-from shared.clips import ClipGeometry, above, covered, summed_area, unpack_mask
-from shared.recipe import Recipe, build
+from shared.clips.index import ClipGeometry, above, covered, summed_area, unpack_mask
+from shared.pictures import census
+from shared.recipes.preprocessing import Recipe, build
 from shared.store.index import Index
 from shared.store.reader import StoreReader
 from shared.store.record import read_json

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 
 from preprocess.scenes import CLASSES, Dials, Scene
 from preprocess.synthetic import make_videos, plan
-from shared.catalog import open_catalog
 from shared.cli import RequestError
-from shared.truth import load_truth, truth_path
+from shared.datasets.catalog import open_catalog
+from shared.datasets.truth import load_truth, truth_path
 
 SMALL = dict(videos=16, seed=5, backgrounds=4, textures=3, frames=40, height=96, width=128)
 

@@ -17,8 +17,8 @@ import zarr
 from preprocess.decode import open_video
 from preprocess.run import resolve
 from preprocess.task import PackTask, make_pack
-from shared.catalog import open_catalog
-from shared.recipe import load_pipeline
+from shared.datasets.catalog import open_catalog
+from shared.recipes.preprocessing import load_pipeline
 from shared.store import codecs  # noqa: F401  registers motionpack.jpeg with zarr
 from shared.store.layout import StoreError
 from shared.store.packs import committed_packs, sweep_partials
@@ -95,7 +95,7 @@ def test_the_decoding_window_changes_nothing(small_videos, tmp_path):
         task = task_for(small_videos, tmp_path / str(window), 2,
                         ["motion.window=3", "edges=true", "packs.flow=true", "geometries=16x2,8x1"])
         report = make_pack(replace(task, run=replace(task.run, window=window)))
-        files.append({name: entry for name, entry in report.pack.files.items()})
+        files.append(dict(report.pack.files.items()))
         assert report.frames == 80
     assert files[0] == files[1] == files[2]
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shared.clips import ClipGeometry, ClipIndexer
+from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.motion import t_motion, zero_border
-from shared.pretraining import Augment, Maclr, Sampling
-from shared.recipe import pack_recipe_hash, recipe_hash
+from shared.recipes.preprocessing import pack_recipe_hash, recipe_hash
+from shared.recipes.pretraining import Augment, Maclr, Sampling
 from shared.store.index import publish
 from shared.store.packs import PackWriter
 from shared.store.record import write_json_atomic

@@ -36,7 +36,7 @@ BASE = {"sampling.keys": 1, "sampling.clip": "4x4", "model.backbone": "slow_tiny
 def make_recipe():
     """make_recipe({"contrast.queue": 24, ...}) -> Pretraining: RECIPE with the given settings; with any of `maclr.`, or
     maclr=True, MaCLR's small recipe."""
-    from shared.pretraining import build_recipe
+    from shared.recipes.pretraining import build_recipe
 
     def make(settings=(), maclr=False):
         tree, settings = copy.deepcopy(RECIPE), dict(settings)
@@ -53,8 +53,8 @@ def make_recipe():
 @pytest.fixture(scope="session")
 def make_views():
     """make_views(recipe, seed) -> Views of the global batch in float64: noise, and two videos that come up often."""
+    from shared.clips.views import Views
     from shared.nn.backbones import build_backbone
-    from shared.views import Views
 
     def make(recipe, seed, dtype=torch.float64):
         rng = torch.Generator().manual_seed(seed)

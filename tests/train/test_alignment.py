@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from torch import nn
 
 from shared.cli import RequestError
-from shared.pretraining import Alignment
+from shared.recipes.pretraining import Alignment
 from train.objectives.alignment import TERMS, aligned_map, alignment_costs, gradient_maps, motion_alignment, unit
 
 FORMS = "renormalised", "literal", "released"

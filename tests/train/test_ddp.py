@@ -24,10 +24,10 @@ RANKS, STEPS = 2, 3
 
 def work(cases: str, out: str) -> None:
     """One rank: a few steps of every case under DistributedDataParallel, and what came of them."""
+    from shared.clips.views import Views
     from shared.nn.backbones import build_backbone
     from shared.nn.distributed import close_world, exchange, gather, open_world, parallel, reduce_logs
-    from shared.pretraining import build_recipe
-    from shared.views import Views
+    from shared.recipes.pretraining import build_recipe
     from train.maclr import MaCLR
     from train.moco import Learner
 

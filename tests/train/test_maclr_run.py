@@ -99,8 +99,9 @@ def test_flips_of_classes_that_tell_left_from_right_are_said(store, tmp_path, ca
 
 def test_only_the_visual_pathway_leaves_the_run(store, tmp_path):
     """What evaluation loads and what an export holds: the query's visual backbone, tensor by tensor, and no more."""
-    from evaluate import export
     from safetensors.torch import load_file
+
+    from evaluate import export
 
     assert train(store, tmp_path / "run", "maclr", "--set", "steps=2") == 0
     path = tmp_path / "run/last.pt"

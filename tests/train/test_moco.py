@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from torch import nn
 
 from shared.cli import RequestError
+from shared.clips.views import Views
 from shared.nn.distributed import World
-from shared.views import Views
 from train.moco import KeyShuffle, Queue, momentum_twin, momentum_update
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shared.cli import RequestError
-from shared.pretraining import Alignment
+from shared.recipes.pretraining import Alignment
 from shared.saliency import aligned_map
 
 TERMS = "st", "s", "t"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from shared.pretraining import Pretraining
+from shared.recipes.pretraining import Pretraining
 from train.objectives.seco import in_batch_accuracy, inter_loss
 
 # term: the pathways of its query and of its key; its negatives lie in the queue of the key's pathway.

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from shared.clips import ClipGeometry, ClipIndex
-from shared.recipe import pack_recipe_hash, recipe_hash
+from shared.clips.index import ClipGeometry, ClipIndex
+from shared.recipes.preprocessing import pack_recipe_hash, recipe_hash
 from shared.store.index import VideoRow, publish, write_failures
 from shared.store.packs import PackWriter
 from shared.store.record import write_json_atomic, write_record

@@ -6,8 +6,18 @@ import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.store.chunks import (crc32c, decode_edges, decode_jpeg, decode_rows, encode_jpeg, encode_rows, half,
-                                 quantise_edges, seal, unseal)
+from shared.store.chunks import (
+    crc32c,
+    decode_edges,
+    decode_jpeg,
+    decode_rows,
+    encode_jpeg,
+    encode_rows,
+    half,
+    quantise_edges,
+    seal,
+    unseal,
+)
 
 
 def slow_crc32c(data: bytes) -> int:

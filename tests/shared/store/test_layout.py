@@ -8,9 +8,8 @@ import zarr
 
 import shared.store.codecs  # noqa: F401  (registers motionpack.jpeg)
 from shared.cli import Stopped
-from shared.clips import ClipGeometry
-from shared.store.layout import (StoreError, clip_arrays, cure, damage_stops, document_bytes, frame_arrays,
-                                 pack_groups)
+from shared.clips.index import ClipGeometry
+from shared.store.layout import StoreError, clip_arrays, cure, damage_stops, document_bytes, frame_arrays, pack_groups
 
 # name: dtype, shape, inner chunk of T = 50 frames, V = 3 videos, C = 40 clips at 64x80 (the table of the format).
 TABLE = {

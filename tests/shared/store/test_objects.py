@@ -23,8 +23,8 @@ from shared.store.layout import StoreError
 from shared.store.lock import is_locked, store_lock
 from shared.store.object_path import Conflict, ObjectPath
 from shared.store.place import as_place, store_argument
-from shared.store.rebuild import build_index, lost_packs
 from shared.store.reader import StoreReader
+from shared.store.rebuild import build_index, lost_packs
 from shared.store.record import read_json, read_records, write_record
 from shared.store.tables import FailureRow
 

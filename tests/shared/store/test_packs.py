@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shared.store.codecs  # noqa: F401
-from shared.clips import ClipGeometry, ClipIndex
+from shared.clips.index import ClipGeometry, ClipIndex
 from shared.store.chunks import decode_edges, half
 from shared.store.index import FailureRow, VideoRow
 from shared.store.layout import StoreError

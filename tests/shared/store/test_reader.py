@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shared.store.codecs  # noqa: F401
-from shared.clips import ClipGeometry
+from shared.clips.index import ClipGeometry
 from shared.store.index import Index, publish
 from shared.store.layout import StoreError
 from shared.store.reader import StoreReader
@@ -237,7 +237,7 @@ def test_packs_that_the_index_does_not_list_are_not_read(small_store):
 def test_a_real_video(data_root, tmp_path, path):
     """Decoded, written in windows, read in clips: what comes back is the video, as JPEG at quality 85 shows it."""
     from preprocess.decode import open_video
-    from shared.clips import ClipIndexer
+    from shared.clips.index import ClipIndexer
     from shared.store.index import VideoRow
     from shared.store.packs import PackWriter
     with open_video(data_root / "videos" / path) as video:

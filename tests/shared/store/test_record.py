@@ -16,8 +16,15 @@ from shared.cli import RequestError
 from shared.store import lock
 from shared.store.layout import StoreError
 from shared.store.lock import is_locked, store_lock
-from shared.store.record import (json_bytes, parse_json, read_json, read_records, write_atomic, write_json_atomic,
-                                 write_record)
+from shared.store.record import (
+    json_bytes,
+    parse_json,
+    read_json,
+    read_records,
+    write_atomic,
+    write_json_atomic,
+    write_record,
+)
 
 documents = st.dictionaries(st.text(max_size=4).filter(lambda key: key != "crc32c"), st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),

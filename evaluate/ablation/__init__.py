@@ -1,0 +1,1 @@
+"""Tables 1 and 2 of MCL as one resumable command: `python -m evaluate.ablation`."""

@@ -1,0 +1,137 @@
+"""What an ablation leaves: ablation.json, report.html, and the tables as text."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from evaluate.ablation import tables
+from evaluate.ablation.plan import UNTRAINED, Run
+from evaluate.ablation.runs import Ablation
+from evaluate.ablation.tables import PAPER, PAPER_COLUMN, Scores
+from evaluate.metrics import mean_spread
+from evaluate.protocol import Figure, Table
+from evaluate.report import page
+from evaluate.run import read_rows
+from shared import cli
+from shared.pictures import figures
+from shared.store.record import write_atomic
+
+FILE = "ablation.json"
+LAST = 50       # steps over which the in-batch accuracy is averaged
+
+
+def collect(ablation: Ablation) -> tuple[Scores, list[dict]]:
+    """The headline scores of what is finished, and a row a run with everything that it measured."""
+    values, chance, rows = {}, {}, []
+    for run in ablation.plan.runs:
+        record = ablation.checkpoint(run)
+        found = {protocol: ablation.found(run, protocol) for protocol in ablation.args.protocols}
+        there = {protocol: document for protocol, document in found.items() if document}
+        status = ablation.troubles.get(run) or ("done" if record and len(there) == len(found) else "not finished")
+        rows.append({"row": run.row, "seed": run.seed, "status": status,
+                     "checkpoint": record and record["checkpoint"], "sha256": record and record["sha256"],
+                     "training": {} if run.row == UNTRAINED else _summary(ablation, run),
+                     "metrics": {f"{protocol}/{name}": value for protocol, document in there.items()
+                                 for name, value in document["metrics"].items()},
+                     "chance": {f"{protocol}/{name}": value for protocol, document in there.items()
+                                for name, value in document["chance"].items()}})
+        for protocol, document in there.items():
+            for name in tables.headlines(protocol, document["metrics"]):
+                column = f"{protocol} {name}"
+                values.setdefault(column, {}).setdefault(run.row, {})[run.seed] = document["metrics"][name]
+                if name in document["chance"]:
+                    chance[column] = document["chance"][name]
+    backbone = ablation.plan.trainings[ablation.plan.runs[0]].recipe.model.backbone
+    paper = PAPER.get(backbone, {}) if ablation.args.family == "full" and PAPER_COLUMN in values else {}
+    return Scores(values, chance, ablation.plan.seeds, paper), rows
+
+
+def write(ablation: Ablation) -> Path:
+    """OUT/ablation.json and OUT/report.html of what is finished so far; returns the page's path."""
+    scores, rows = collect(ablation)
+    recipes = {run.row: training.recipe for run, training in ablation.plan.trainings.items()}
+    found = [*tables.tables(scores, recipes), *_trainings(ablation, rows)]
+    everything = {}
+    for row in rows:
+        for name, value in row["metrics"].items():
+            everything.setdefault(f"{row['row']}/{name}", []).append(value)
+    means = {name: mean_spread(found) for name, found in everything.items()}
+    args, notes = ablation.args, _notes(ablation, rows, bool(scores.paper))
+    measured = {"family": args.family, "store": str(args.store), "evaluated on": str(ablation.plan.tested),
+                "dataset": ablation.plan.dataset, "splits": ablation.plan.splits, "seeds": ablation.plan.seeds,
+                "rows": list(args.rows), "protocols": list(args.protocols), "settings": list(args.settings),
+                "evaluation settings": list(args.evaluation), "init": str(args.init) if args.init else None}
+    document = {**measured, "metrics": {name: mean for name, (mean, _) in means.items()},
+                "spread": {name: spread for name, (_, spread) in means.items()},
+                "count": {name: len(found) for name, found in everything.items()}, "runs": rows,
+                "recipes": {row: recipe.to_dict() for row, recipe in recipes.items()},
+                "tables": [dataclasses.asdict(table) for table in found], "notes": notes,
+                "versions": {name: version(name) for name in page.PACKAGES},
+                "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_atomic(args.out / FILE, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    shown = []
+    if scores.values:
+        present = [row for row in args.rows if any(row in column for column in scores.values.values())]
+        path = args.out / "ablation.png"
+        figures.save(tables.figure(scores, present), path)
+        shown = [Figure(path, "Every dot is a seed; bars: mean and one standard deviation; dotted: chance"
+                        + ("; hollow: the paper." if scores.paper else "."))]
+    parts = [page.notes_html(notes), *map(page.figure_html, shown),
+             *(page.section(table.title, page.table_html(table)) for table in found),
+             page.section("How it was measured", page.keys_html(measured)),
+             f'<p class="quiet">motionpack {escape(document["versions"]["motionpack"])}, {document["created"]}; '
+             f"the same numbers for programs: {FILE}; every evaluation's own report: results/ROW-seedN/PROTOCOL</p>"]
+    return page.write_page(args.out / page.REPORT, f"Ablation: {args.family}, {len(ablation.plan.seeds)} seeds, "
+                             f"{Path(str(ablation.plan.tested)).name}", parts)
+
+
+def text(ablation: Ablation) -> str:
+    """The tables for a terminal."""
+    document = json.loads((ablation.out / FILE).read_text(encoding="utf-8"))
+    return "\n\n".join(f"{table['title']}\n{page.table_text(Table(**table))}" for table in document["tables"])
+
+
+def _summary(ablation: Ablation, run: Run) -> dict[str, float]:
+    """in_batch_accuracy, loss: means over the last 50 logged steps; steps; seconds: of all of them."""
+    rows = read_rows(ablation.folder(run) / "metrics.jsonl")
+    if not rows:
+        return {}
+    batch, steps = ablation.plan.trainings[run].recipe.optimise.batch, np.diff([0, *(row["step"] for row in rows)])
+    means = {name: float(np.mean([row[name] for row in rows[-LAST:]])) for name in ("in_batch_accuracy", "loss")}
+    return {**means, "steps": rows[-1]["step"],
+            "seconds": float(sum(batch * step / row["clips_per_s"] for step, row in zip(steps, rows)))}
+
+
+def _trainings(ablation: Ablation, rows: list[dict]) -> list[Table]:
+    """How the trainings went: seeds that are done, in-batch accuracy (does the query find its key?), time."""
+    made = []
+    for name in dict.fromkeys(row["row"] for row in rows if row["row"] != UNTRAINED):
+        own = [row for row in rows if row["row"] == name]
+        known = [row["training"] for row in own if row["training"]]
+        accuracy = [100 * one["in_batch_accuracy"] for one in known]
+        made.append([name, f"{sum(row['status'] == 'done' for row in own)} of {len(own)}",
+                     *((*map(float, (sum(accuracy) / len(accuracy), min(accuracy))),
+                        cli.duration(sum(one["seconds"] for one in known) / len(known))) if known else (None,) * 3)])
+    return [Table("Trainings", ["row", "seeds done", "in-batch accuracy, %", "the least", "time of one"],
+                  made)] if made else []
+
+
+def _notes(ablation: Ablation, rows: list[dict], paper: bool) -> list[str]:
+    """What a reader must know; paper: whether its numbers stand beside ours."""
+    args, plan, notes = ablation.args, ablation.plan, []
+    if args.family == "tiny":
+        notes.append("Small nets and short trainings: an experiment on what the parts do here, not the paper's Tables "
+                     "1 and 2, which need its data, backbones and ImageNet weights.")
+    elif not args.init:
+        notes.append("Without --init: the paper's numbers start from ImageNet MoCo weights and are out of reach.")
+    if paper and plan.dataset != "ucf101":
+        notes.append(f"The paper's column is of UCF101, ours of {plan.dataset}.")
+    notes.append(f"Every seed from {plan.seeds[0]} to {plan.seeds[-1]} is counted; none was chosen, and none left out "
+                 "but where a line below says so.")
+    notes += [f"{row['row']}, seed {row['seed']}: {row['status']}." for row in rows if row["status"] != "done"]
+    return notes

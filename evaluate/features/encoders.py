@@ -1,0 +1,116 @@
+"""What turns clips into features: a trained backbone, an exported one, an untrained one, or the mean image.
+
+B clips, L frames of SxS pixels, C features.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evaluate.export import load_export
+from shared.cli import RequestError
+from shared.clips.index import ClipGeometry
+from shared.nn.backbones import build_backbone
+from shared.nn.checkpoint import load_backbone
+from shared.nn.layers import Backbone
+from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS
+
+RANDOM, MEAN_IMAGE = "random", "mean-image"
+PAPER_CLIP, PAPER_SIZE = "16x2", 224                        # METHOD 1.7
+# What others are trained on: MaCLR's visual pathway (METHOD 2) and the small ones, ours.
+VIEWS = {"slow_50": ("8x8", 224), "slow_tiny": ("4x4", 48), "r2plus1d_tiny": ("8x2", 48), "r2plus1d_18": ("16x2", 112),
+         "r3d_18": ("16x2", 112)}
+
+
+class MeanImage(nn.Module):
+    """The baseline that knows nothing of motion: the mean over the frames, at 32x32 pixels."""
+
+    name, size = MEAN_IMAGE, 32
+    features, frames = 3 * size ** 2, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, L, S, S) -> (B, 3072)."""
+        return F.adaptive_avg_pool2d(x.mean(2), self.size).flatten(1)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """net: a Backbone or MeanImage, in eval mode; sha256: of the file, or of the weights where there is none; clip,
+    size: the view that it was trained on; provenance: where it comes from, for the report; run: the folder of its
+    training run, where it has one."""
+
+    text: str
+    net: nn.Module
+    sha256: str
+    clip: str
+    size: int
+    provenance: dict = field(hash=False)
+    run: Path | None = None
+
+    def check_view(self, geometry: ClipGeometry, size: int) -> None:
+        """Raises RequestError for clips that the network cannot take."""
+        if isinstance(self.net, Backbone):
+            self.net.h_shape(geometry.length, size)
+
+
+def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -> Encoder:
+    """A checkpoint of train/main.py, a file of evaluate.export (.safetensors), `random:NAME[:seed]` or `mean-image`.
+
+    seed: of `random:NAME` without one. Raises RequestError, in one line, for anything else and for damaged files.
+    """
+    text = str(text)
+    if text == MEAN_IMAGE:
+        return Encoder(text, MeanImage().eval(), hashlib.sha256(text.encode()).hexdigest(), PAPER_CLIP, PAPER_SIZE,
+                       {"kind": MEAN_IMAGE, "backbone": MEAN_IMAGE})
+    if text.partition(":")[0] == RANDOM:
+        return _untrained(text, device, seed)
+    path = Path(text)
+    if path.suffix == ".safetensors":
+        net, document = load_export(path, device)
+        view, origin = document["architecture"], {"kind": "export", **document["provenance"]}
+        recipe, run = document["recipe"], None
+    else:
+        net, origin = load_backbone(path, device)
+        recipe, origin = origin["recipe"], {"kind": "checkpoint", **origin}
+        view = recipe["sampling"]
+        run = path.absolute().parent if path.parent.name != "checkpoints" else path.absolute().parent.parent
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    origin |= {"file": str(path), "backbone": net.name, "width": net.width, "features": net.features, "recipe": recipe}
+    return Encoder(text, net, sha256, view["clip"], view["size"], origin, run)
+
+
+def _untrained(text: str, device, seed: int) -> Encoder:
+    name, *rest = text.split(":")[1:] or [""]
+    if len(rest) > 1 or not name or rest and not rest[0].isdecimal():
+        raise RequestError(f"checkpoint {text!r}; expected random:NAME or random:NAME:seed, such as "
+                           "random:r2plus1d_tiny:0")
+    return untrained(name, int(rest[0]) if rest else seed, device)
+
+
+def untrained(name: str, seed: int, device: torch.device | str = "cpu", width: int = 0) -> Encoder:
+    """A freshly initialised backbone. Raises RequestError for an unknown one; width: as `build_backbone`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_backbone(name, width)
+    clip, size = VIEWS.get(name, (FRAME_CLIP if name in FRAME_NETS else PAPER_CLIP, PAPER_SIZE))
+    origin = {"kind": RANDOM, "backbone": name, "width": net.width, "features": net.features, "seed": seed}
+    return Encoder(f"{RANDOM}:{name}:{seed}", net.to(device).eval(), weights_hash(net), clip, size, origin)
+
+
+def takes_seed(text: str) -> bool:
+    """Whether the run's seed decides the weights: `random:NAME` without a seed of its own."""
+    return text.partition(":")[0] == RANDOM and text.count(":") == 1
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,212 @@
+"""Checkpoint + store + split + setting -> features, once: computed over all ranks, cached with exactly that key.
+
+V videos, L frames at stride S of a clip, C features.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evaluate.features.cache import FeatureCache
+from evaluate.features.encoders import Encoder
+from evaluate.features.vectors import collect, in_order, share_out
+from evaluate.settings import FeatureSettings, RunEvaluation
+from shared.cli import RequestError, nearest
+from shared.clips.index import ClipGeometry
+from shared.clips.views import MEAN, STD, resize
+from shared.nn.distributed import World
+from shared.store.index import Index
+from shared.store.place import Place
+from shared.store.reader import StoreReader
+from shared.store.record import read_json
+
+EDGE = 256 / 224      # short edge over view (METHOD 1.7)
+
+Window = tuple[int, int, int]      # a video's position in the index, its first frame looked at, and that after the last
+
+
+@dataclass(frozen=True)
+class Features:
+    """Videos as vectors.
+
+    ids, groups: lists of V; labels (V,) int64, numbers of `classes`, -1 unlabelled; vectors (V, C) float32, perhaps on
+    disk (memory-mapped); looped: videos shorter than a clip, whose frames were repeated; key: what they depend on;
+    clips, seconds: what extracting them took now, 0 where they were there.
+    """
+
+    ids: Sequence[str]
+    labels: np.ndarray
+    classes: Sequence[str]
+    groups: Sequence[str]
+    vectors: np.ndarray
+    key: dict
+    looped: int = 0
+    clips: int = 0
+    seconds: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> "Features":
+        """The videos of `rows`, positions or a mask."""
+        rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows)
+        return dataclasses.replace(self, ids=[self.ids[i] for i in rows], labels=self.labels[rows],
+                                   groups=[self.groups[i] for i in rows], vectors=self.vectors[rows])
+
+
+@dataclass(frozen=True)
+class View:
+    """How a video is looked at: clips evenly, short edge scaled to `short_edge`, centre crop of `size` pixels."""
+
+    clips: int
+    geometry: ClipGeometry
+    size: int
+    short_edge: int
+
+    @classmethod
+    def of(cls, settings: FeatureSettings, encoder: Encoder) -> "View":
+        """The settings, what they leave open filled in from the checkpoint. Raises RequestError."""
+        try:
+            geometry = ClipGeometry.parse(settings.clip or encoder.clip)
+        except ValueError as error:
+            raise RequestError(f"features.clip: {error}") from None
+        size = settings.size or encoder.size
+        view = cls(settings.clips, geometry, size, settings.short_edge or round(size * EDGE))
+        if view.short_edge < size:
+            raise RequestError(f"features.short_edge is {view.short_edge} px and the view {size} px; expected a short "
+                               "edge that holds the centre crop")
+        encoder.check_view(geometry, size)
+        return view
+
+    def to_dict(self) -> dict:
+        return {"clips": self.clips, "clip": str(self.geometry), "size": self.size, "short_edge": self.short_edge}
+
+    def frames(self, count: int, first: int = 0,
+               stop: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which frames of a video of `count` frames: (n,) distinct ones; (u, L) places among those, of the distinct
+        clips; (u,) how many of `clips` each stands for. A single clip lies in the middle; a video shorter than a clip
+        is looped until it is one.
+
+        first, stop: the clips lie in these frames, or, where those are fewer than a clip's, about their middle."""
+        span = self.geometry.span
+        last = (count if stop is None else stop) - span
+        if last < first:
+            first = last = max(0, min((first + last) // 2, count - span))
+        starts = np.linspace(first, last, self.clips) if self.clips > 1 else np.array([(first + last) / 2])
+        starts = starts.round().astype(np.int64)
+        starts, weights = np.unique(starts, return_counts=True)
+        numbers = (starts[:, None] + self.geometry.stride * np.arange(self.geometry.length)) % count
+        distinct, places = np.unique(numbers, return_inverse=True)
+        return distinct, places.reshape(numbers.shape), weights
+
+    def side(self, height: int, width: int) -> int:
+        """Pixels of a stored frame that a crop of `size` pixels shows: size / short_edge of the short side."""
+        return max(1, min(height, width, round(min(height, width) * self.size / self.short_edge)))
+
+    def crop(self, height: int, width: int) -> tuple[slice, slice]:
+        """The part of a frame that is looked at: the square in its middle."""
+        side = self.side(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return slice(top, top + side), slice(left, left + side)
+
+    def squares(self, height: int, width: int) -> list[tuple[slice, slice, int]]:
+        """The views of what `crop` left, as rows, columns, and how many of all views each stands for: the whole."""
+        return [(slice(height), slice(width), 1)]
+
+
+def choose(index: Index, split: str | None, flag: str = "--split") -> np.ndarray:
+    """Positions (V,) of a split's videos, of all for None. Raises RequestError for a split that is not there."""
+    if split is None:
+        return np.arange(len(index))
+    if split not in index.splits:
+        hint = nearest(split, index.splits) if index.splits else "; it has none: give it an annotations CSV"
+        raise RequestError(f"{flag} {split!r}: {index.store} has no such split{hint}")
+    return index.in_split(split)
+
+
+def extract(encoder: Encoder, store: Place | str, split: str | None, view: View, run: RunEvaluation,
+            cache: FeatureCache, world: World, flag: str = "--split") -> Features:
+    """The split's features, from the cache or computed: eval-mode BN, no gradient, float32; mean over the clips.
+
+    Every rank computes its share; rank 0 alone keeps the cache and returns the vectors. An extraction that was stopped
+    goes on where it was, one that was killed loses the last minutes. Raises RequestError for a split that is not there,
+    StoreError for damage, naming pack and video.
+    """
+    reader = StoreReader(store)
+    index, document = reader.index, read_json(reader.store / "store.json")
+    positions = choose(index, split, flag)
+    key = {"checkpoint": encoder.sha256, "backbone": encoder.net.name, "split": split, "setting": view.to_dict(),
+           "store": {"index": index.generation, "recipe_hash": document["recipe_hash"]}}
+    features = Features(
+        ids=[index.id[i] for i in positions], labels=index.label[positions].astype(np.int64),
+        classes=list(document["classes"]), groups=[index.group[i] for i in positions], vectors=np.empty(0), key=key,
+        looped=int((index.frames[positions] < view.geometry.span).sum()))
+    try:
+        found = collect(key, positions, encoder.net.features, cache, world,
+                        lambda missing: compute(encoder, reader, missing, view, run, world, split))
+    finally:
+        reader.close()
+    return dataclasses.replace(features, clips=found.clips, seconds=found.seconds,
+                               **({} if found.vectors is None else {"vectors": found.vectors}))
+
+
+def compute(encoder: Encoder, reader: StoreReader, positions: np.ndarray, view: View, run: RunEvaluation, world: World,
+            label: str | None = None, window: Callable[[int], Window] | None = None,
+            ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """(positions, their vectors (n, C) float32, clips looked at), a block of videos after the other, on every rank.
+
+    window: what a position stands for where it is not a whole video of that position in the index.
+    """
+    window = window or whole_video(reader.index)
+
+    def clips(item: int) -> int:
+        position, first, stop = window(item)
+        return len(view.frames(int(reader.index.frames[position]), first, stop)[2])
+
+    def encode(mine: np.ndarray) -> Iterator[torch.Tensor]:
+        return _encode(encoder, reader, mine, view, run, world, window)
+
+    return share_out(positions, encoder.net.features, encode, clips, world, label)
+
+
+def whole_video(index: Index) -> Callable[[int], Window]:
+    """The window of a video's position: all its frames."""
+    return lambda position: (position, 0, int(index.frames[position]))
+
+
+@torch.no_grad()
+def _encode(encoder: Encoder, reader: StoreReader, positions: np.ndarray, view: View, run: RunEvaluation,
+            world: World, window: Callable[[int], Window]) -> Iterator[torch.Tensor]:
+    """(C,) of every window, in order, while threads decode those that follow."""
+    mean, std = (torch.tensor(values, device=world.device)[:, None, None, None] for values in (MEAN, STD))
+    for frames, places, weights in read_ahead(reader, positions, view, run, window):
+        squares = view.squares(*frames.shape[1:3])
+        total = torch.zeros(encoder.net.features, dtype=torch.float64, device=world.device)
+        for rows, columns, count in squares:
+            square = torch.from_numpy(frames[:, rows, columns]).to(world.device)
+            images = resize(square, view.size).sub_(mean).div_(std)                                  # (3, n, S, S)
+            for first in range(0, len(places), run.batch):
+                some = slice(first, first + run.batch)
+                clips = images[:, torch.from_numpy(places[some]).to(world.device)].transpose(0, 1)   # (u, 3, L, S, S)
+                vectors = encoder.net(clips).double()
+                total += torch.from_numpy(count * weights[some]).to(world.device).double() @ vectors
+        yield (total / (view.clips * sum(count for _, _, count in squares))).float()
+
+
+def read_ahead(reader: StoreReader, positions: np.ndarray, view: View, run: RunEvaluation,
+               window: Callable[[int], Window] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(distinct frames (n, s, s, 3) uint8, places (u, L), weights (u,)) of every window (default: whole videos), in
+    order; each frame is decoded once."""
+    index = reader.index
+    window = window or whole_video(index)
+
+    def read(reader: StoreReader, item: int):
+        position, first, stop = window(item)
+        numbers, places, weights = view.frames(int(index.frames[position]), first, stop)
+        frames = reader.frames(index.id[position], numbers)
+        return np.ascontiguousarray(frames[:, *view.crop(*frames.shape[1:3])]), places, weights
+
+    return in_order(reader, positions.tolist(), read, run)

@@ -1,0 +1,1 @@
+"""Where a network looks and what it knows of motion: `saliency` and `controls`, their maps, probes and truth."""

@@ -1,0 +1,100 @@
+"""Pictures of `controls`: every method's scores side by side, and what the dense probe says of test videos.
+
+n clips, HxW pixels, h'xw' positions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from evaluate.motion.control_scores import Scene
+from evaluate.motion.probes import Motion
+from evaluate.report.pictures import COLOURS
+from shared.pictures.figures import QUIET, bare, new_figure, short
+from shared.store.reader import StoreReader
+
+VIDEOS = 6            # in the probe's figure
+
+
+def scores_figure(names: Sequence[str], methods: Mapping[str, Mapping[str, float]],
+                  chance: Mapping[str, float]) -> Figure:
+    """A row a score, a dot a method, percent; a bar across where chance is."""
+    figure = new_figure(9.2, 1.0 + 0.36 * len(names))
+    across, down = figure.get_size_inches()
+    axes = figure.add_axes((2.2 / across, 0.45 / down, 1 - 2.4 / across, 1 - 0.95 / down))
+    rows = {name: len(names) - 1 - i for i, name in enumerate(names)}
+    axes.hlines(list(rows.values()), -100, 100, color="#e8ecef", linewidth=1, zorder=0)
+    for name, row in rows.items():
+        axes.plot([chance[name]] * 2, [row - 0.32, row + 0.32], color="black", linewidth=1.2, zorder=1,
+                  label="chance" if not row else None)
+    for number, (method, values) in enumerate(methods.items()):
+        shown = [name for name in names if name in values]
+        beside = 0.1 * (len(methods) / 2 - number)                # so that equals are all seen
+        axes.plot([values[name] for name in shown], [rows[name] + beside for name in shown],
+                  marker="o" if not number else "D",
+                  linestyle="none", markersize=8 if not number else 5, color=COLOURS[number % len(COLOURS)],
+                  label=short(method, 30), zorder=3 if not number else 2)
+    lowest = min(0.0, *(value for values in methods.values() for value in values.values()))
+    axes.set_xlim(lowest - 2, 102)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.set_yticks(list(rows.values()), [name.replace("_", " ") for name in rows], fontsize=10)
+    axes.tick_params(length=0, labelsize=10)
+    axes.set_xlabel("%", fontsize=10)
+    axes.legend(fontsize=9, frameon=False, ncols=len(methods) + 1, loc="lower left", bbox_to_anchor=(-0.2, 1.0),
+                columnspacing=1.2, handletextpad=0.3)
+    for text in (*axes.get_legend().get_texts(), *axes.get_yticklabels()):
+        text.set_parse_math(False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A clip of a test video: its class, the middle frame (s, s, 3) uint8 of what is seen, and maps (h', w') at that
+    time: the true motion, then what each method's features say of it."""
+
+    class_name: str
+    frame: np.ndarray
+    maps: Sequence[np.ndarray]
+
+
+def probed(reader: StoreReader, scene: Scene, said: Mapping[str, Motion]) -> list[Probed]:
+    """The clip that moves most of videos spread evenly over those that move."""
+    energy = scene.asked.motion.mean((2, 3, 4))
+    moving = np.flatnonzero(energy.max(1) > 0)
+    rows = []
+    for row in moving[np.unique(np.linspace(0, len(moving) - 1, VIDEOS).round().astype(int))]:
+        clip, position, index = int(energy[row].argmax()), int(scene.test[row]), reader.index
+        distinct, places, weights = scene.probe.frames(int(index.frames[position]))
+        numbers = distinct[np.repeat(places, weights, axis=0)[clip]]
+        frame = reader.frames(index.id[position], [int(numbers[len(numbers) // 2])])[0]
+        down, across = scene.probe.crop(*frame.shape[:2])
+        time = scene.asked.motion.shape[2] // 2
+        rows.append(Probed(index.class_name[position], frame[down, across],
+                           [scene.asked.motion[row, clip, time], *(one.dense[row, clip, time]
+                                                                   for one in said.values())]))
+    return rows
+
+
+def probe_figure(rows: Sequence[Probed], methods: Sequence[str]) -> Figure:
+    """A line a clip: its frame, the true motion, what each method's features say of it."""
+    titles = ["frame", "true motion", *methods]
+    side, gap = 1.3, 0.1
+    figure = new_figure(1.1 + len(titles) * (side + gap), 0.35 + len(rows) * (side + gap))
+    across, down = figure.get_size_inches()
+    for i, row in enumerate(rows):
+        for j, title in enumerate(titles):
+            axes = bare(figure.add_axes(((1.0 + j * (side + gap)) / across,
+                                         1 - (0.3 + i * (side + gap) + side) / down, side / across, side / down)))
+            if j:
+                axes.imshow(row.maps[j - 1], cmap="magma", interpolation="nearest")
+            else:
+                axes.imshow(row.frame)
+                axes.text(-0.06, 0.5, short(row.class_name, 14), transform=axes.transAxes, ha="right", va="center",
+                          fontsize=10, color=QUIET, parse_math=False)
+            if not i:
+                axes.set_title(short(title, 18), fontsize=10, pad=4, parse_math=False)
+    return figure

@@ -1,0 +1,177 @@
+"""`controls`: on the synthetic set, what of a representation is motion and what is background?
+
+Classes are motions and groups are backgrounds there, every background under every class. Beside the result always stand
+random initialisation of the same backbone, supervised training of it on the training split, and the mean image.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evaluate import metrics
+from evaluate.features.encoders import MEAN_IMAGE, RANDOM, Encoder, open_encoder, untrained
+from evaluate.features.extract import View, choose
+from evaluate.features.vectors import from_main
+from evaluate.finetuned.supervised import FINETUNED, train_supervised
+from evaluate.frozen.recognition import check_classes
+from evaluate.motion import control_pictures, probes
+from evaluate.motion.control_scores import MAPS, Scene, Scores, object_scores, read_scene, score
+from evaluate.motion.truth import check_synthetic
+from evaluate.protocol import Figure, Request, Result, Table
+from shared.cli import RequestError
+from shared.pictures import figures
+from shared.store.index import Index
+from shared.store.reader import StoreReader
+from shared.store.record import read_json
+
+SUPERVISED, PRIOR = "supervised", "prior"
+GROUP = 8                         # clips that share BN statistics in the supervised baseline
+PLAIN = {"accumulate": 1, "bn_group": GROUP, "lr": 0.04, "dropout": 0.0, "rand_n": 0, "flip": True, "area_min": 0.5}
+SHARED = "background and motion", "background alone", "motion alone", "neither"
+NAMES = {
+    "linear": "linear classifier, motion classes",
+    "knn": "kNN, motion classes",
+    "background_r@1": "the nearest test video has the same background",
+    "motion_r@1": "the nearest test video has the same motion class",
+    "dense": "motion at the positions of h, from the features there: correlation in a clip, prior taken out",
+    "dense_own_other": "the same, prior left in, own clip minus clips of other videos",
+    "energy": "motion of a clip, from its feature: rank correlation in a video",
+    **{f"{name}_{part}": f"{title}: {text}" for name, title in (("cam", "Grad-CAM"), ("aligned", "aligned map"))
+       for part, text in (("object", "correlation with the object mask, own clip minus clips of other videos"),
+                          ("object_mass", "share of its mass on the object"),
+                          ("object_pointing", "its peak is on the object"))},
+}
+
+
+def run(request: Request) -> Result | None:
+    """The scores of the checkpoint, with those of the baselines beside them.
+
+    Raises RequestError for a store that is not synthetic, has no groups or no truth, and for the mean image itself.
+    """
+    if request.encoder.net.name == MEAN_IMAGE:
+        raise RequestError("controls: the mean image stands beside every checkpoint; give one that has a backbone, "
+                           "such as RUN/last.pt or random:r2plus1d_tiny")
+    index = Index.load(request.store)
+    train, test = choose(index, request.train_split), choose(index, request.test_split)
+    check_synthetic(index, np.concatenate([train, test]))
+    check_classes(index.label[train], index.label[test], read_json(index.store / "store.json")["classes"],
+                  f"split {request.train_split!r}", f"split {request.test_split!r}")
+    if len(test) < 2:
+        raise RequestError(f"--test-split {request.test_split!r} holds one video; the background retrieval asks for "
+                           "the nearest among the others")
+    view = View.of(request.settings.features, request.encoder)
+    # All methods look at the same clips, whatever view is their own.
+    pinned = dataclasses.replace(request.settings.features, clip=str(view.geometry), size=view.size,
+                                 short_edge=view.short_edge)
+    request = dataclasses.replace(request, settings=dataclasses.replace(request.settings, features=pinned))
+    scene = read_scene(request, train, test, view) if request.settings.controls.truth else None
+    methods = {request.encoder.text: [request.encoder], **baselines(request, index, len(train), view)}
+    scores = {name: [score(request, encoder, test, scene) for encoder in encoders]
+              for name, encoders in methods.items()}
+    if not request.world.main:
+        return None
+    return result(request, index, train, test, scene, scores)
+
+
+def baselines(request: Request, index: Index, videos: int, view: View) -> dict[str, list[Encoder]]:
+    """The other methods by name: untrained nets, one that labels trained, the mean image."""
+    net, device = request.encoder.net, request.world.device
+    return {RANDOM: [untrained(net.name, seed, device, net.width)
+                     for seed in range(request.settings.controls.untrained)],
+            SUPERVISED: [supervised(request, index, videos, view)], MEAN_IMAGE: [open_encoder(MEAN_IMAGE)]}
+
+
+def supervised(request: Request, index: Index, videos: int, view: View) -> Encoder:
+    """The backbone trained from scratch with the labels of the training split, kept beside the features."""
+    net, world = request.encoder.net, request.world
+    batch = GROUP * max(2, world.size)
+    if videos < batch:
+        raise RequestError(f"controls: {videos} training videos; the supervised baseline takes batches of {batch}: "
+                           "make more videos (--set generate.videos=), or use fewer processes")
+    settings = dataclasses.replace(request.settings.finetune, steps=request.settings.controls.supervised_steps,
+                                   batch=batch, **PLAIN)
+    start = untrained(net.name, 0, world.device, net.width)
+    key = {"start": start.sha256, "index": index.generation, "split": request.train_split, "view": view.to_dict(),
+           "finetune": dataclasses.asdict(settings)}
+    name = f"supervised-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"
+    held = (folder / name for folder in (request.cache.folder, *request.cache.beside))
+    out: Path = from_main(next((path for path in held if (path / FINETUNED).is_file()), request.cache.folder / name),
+                          world)
+    if world.main:
+        out.mkdir(parents=True, exist_ok=True)
+    train_supervised(start, request.store, request.train_split, settings, view, request.settings.run, 0, world, out)
+    return open_encoder(from_main(str(out / FINETUNED), world), world.device)     # once rank 0 has written it
+
+
+def result(request: Request, index: Index, train: np.ndarray, test: np.ndarray, scene: Scene | None,
+           scores: Mapping[str, Sequence[Scores]]) -> Result:
+    """Everything as the report has it; the first of `scores` is the checkpoint's."""
+    own, *others = scores
+    mean = {name: {metric: float(np.mean([one.values[metric] for one in runs])) for metric in runs[0].values}
+            for name, runs in scores.items()}
+    groups, labels = [index.group[i] for i in test], index.label[test]
+    chance = {"linear": metrics.chance_top(labels, 1), "knn": metrics.chance_top(labels, 1),
+              "background_r@1": probes.chance_shared(groups), "motion_r@1": probes.chance_shared(labels)}
+    trials = dict.fromkeys(chance, len(test))
+    chance = {name: 100 * share for name, share in chance.items()}
+    notes = ["Every background occurs under every motion class, so background alone tells no class; the nearest "
+             "neighbour is sought among the other test videos, whose backgrounds they share.",
+             f"Beside the result: {len(scores[RANDOM])} random initialisations (mean), the same backbone trained with "
+             f"labels for {request.settings.controls.supervised_steps:,} steps, and the mean image, which knows what "
+             "is where and not what moves."]
+    counts = {"train_videos": len(train), "test_videos": len(test), "classes": len(np.unique(labels)),
+              "train_backgrounds": len({index.group[i] for i in train}), "test_backgrounds": len(set(groups))}
+    if scene is not None:
+        area = 100 * float(scene.cover[scene.object_seen].mean())
+        chance |= {"dense": 0.0, "dense_own_other": 0.0, "energy": 0.0}
+        for name in MAPS:
+            chance |= {f"{name}_object": 0.0, f"{name}_object_mass": area, f"{name}_object_pointing": area}
+            prior = np.broadcast_to(scene.prior, scene.cover.shape)
+            mean.setdefault(PRIOR, {}).update(object_scores(name, prior, scene))
+        counts |= {"probe_clips": scene.probe.clips, "object_seen": int(scene.object_seen.sum())}
+        notes.append(f"The fixed prior of the saliency is the mean object mask of the training videos; by chance a map "
+                     f"has {area:.1f} % of its mass on the object, as much as the object's area.")
+    if counts["test_backgrounds"] == 1:
+        notes.append("All test videos share one background: the background retrieval says nothing here.")
+    beside = {name: values for name, values in mean.items() if name != own}
+    return Result(metrics=mean[own], chance=chance, beside=beside, trials=trials, counts=counts,
+                  figures=list(_figures(request, index, scene, scores, mean, chance)),
+                  tables=_tables(own, scores, mean, chance), notes=notes)
+
+
+def _tables(own: str, scores: Mapping[str, Sequence[Scores]], mean: Mapping[str, Mapping[str, float]],
+            chance: Mapping[str, float]) -> list[Table]:
+    def cell(name: str, metric: str) -> str | float | None:
+        runs = [one.values[metric] for one in scores.get(name, []) if metric in one.values]
+        if len(runs) > 1:
+            return "{:z.1f} ± {:.1f}".format(*metrics.mean_spread(runs))
+        return mean[name].get(metric)
+
+    columns = [own, *(name for name in mean if name != own)]
+    rows = [(metric, *(cell(name, metric) for name in columns), chance[metric], NAMES[metric]) for metric in mean[own]]
+    shared = [(name, *np.mean([one.shared for one in runs], 0).tolist()) for name, runs in scores.items()]
+    return [Table("Motion and background, each method", ("score, %", *columns, "chance", "what it is"), rows),
+            Table("What the nearest test video shares, % of the test videos", ("method", *SHARED), shared)]
+
+
+def _figures(request: Request, index: Index, scene: Scene | None, scores: Mapping[str, Sequence[Scores]],
+             mean: Mapping[str, Mapping[str, float]], chance: Mapping[str, float]) -> Iterator[Figure]:
+    own = next(iter(scores))
+    path = request.out / "controls.png"
+    figures.save(control_pictures.scores_figure(list(mean[own]), {"this checkpoint" if name == own else name: values
+                                                                  for name, values in mean.items()}, chance), path)
+    yield Figure(path, f"Every score of every method, percent; lines: chance. This checkpoint: {own}.")
+    if scene is None:
+        return
+    reader = StoreReader(request.store)
+    rows = control_pictures.probed(reader, scene, {name: runs[0].said for name, runs in scores.items()})
+    reader.close()
+    path = request.out / "probe.png"
+    figures.save(control_pictures.probe_figure(rows, ["this checkpoint" if name == own else name for name in scores]),
+                 path)
+    yield Figure(path, "The dense probe on test videos, at the time of the middle frame: the frame, the true motion "
+                       "there, and what each method's features say of it, each over its own range.")

@@ -1,0 +1,1 @@
+"""What an evaluation leaves for readers: metrics.json, report.html, figures and comparisons."""

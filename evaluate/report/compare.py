@@ -1,0 +1,168 @@
+"""`evaluate.run --compare RUN...`: several evaluations side by side, one table and one figure.
+
+Runs of several protocols, such as all those of one checkpoint, also bring all their figures and tables into the page.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evaluate.protocol import Figure, Table
+from evaluate.report import page, pictures
+from shared.cli import RequestError
+from shared.pictures import figures
+
+MOST_COLUMNS = 6      # metrics up to which each has a column; more are a line each, which a phone can hold
+
+
+def compare(folders: Sequence[Path], out: Path) -> str:
+    """Write OUT/metrics.json (`RUN/metric` -> percent), OUT/report.html and OUT/compare.png; returns the table as text.
+
+    Runs of several protocols may stand together; what one has not measured is a dash. Raises RequestError for fewer
+    than two runs and for a folder that holds no result, or a comparison.
+    """
+    if len(folders) < 2:
+        raise RequestError(f"--compare {' '.join(map(str, folders))}: expected two or more folders of evaluations")
+    documents = [page.read_metrics(folder) for folder in folders]
+    for folder, document in zip(folders, documents):
+        if document["protocol"] == "compare":
+            raise RequestError(f"{folder} is a comparison itself; give the folders that it compares: "
+                               f"{' '.join(one['folder'] for one in document['runs'])}")
+    names = _names(folders)
+    several = len({document["protocol"] for document in documents}) > 1
+    methods = _methods(names, documents)
+    columns: dict[str, tuple[str, str]] = {}          # shown name -> (protocol, metric)
+    for document in documents:
+        for metric in document["metrics"]:
+            label = f"{document['protocol']} {metric}" if several else metric
+            columns.setdefault(label, (document["protocol"], metric))
+
+    def matrix(part: str) -> np.ndarray:
+        """(methods, metrics) percent, NaN for none."""
+        return np.array([[next((one[part].get(metric) for one in some if one["protocol"] == protocol), None)
+                          for protocol, metric in columns.values()] for some in methods.values()], np.float64)
+
+    values, spreads, chance = matrix("metrics"), matrix("spread"), matrix("chance")
+    table = _by_method(methods, columns, values, spreads) if len(columns) <= MOST_COLUMNS else \
+        _by_metric(methods, columns, values, spreads, chance)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "compare.png"
+    figures.save(pictures.compare_figure(list(methods), list(columns), values, spreads, chance), path)
+    notes = _unlike(names, documents)
+    page.write_metrics(out, {
+        "protocol": "compare", "runs": [{"name": name, "folder": str(folder), "protocol": document["protocol"]}
+                                        for name, folder, document in zip(names, folders, documents)],
+        **{part: {f"{name}/{metric}": value for name, document in zip(names, documents)
+                  for metric, value in document[part].items()} for part in ("metrics", "spread", "chance")},
+        "notes": notes})
+    caption = "Percent; whiskers: one standard deviation over the runs; dotted: chance."
+    parts = [page.notes_html(notes), page.table_html(table), page.figure_html(Figure(path, caption))]
+    title = f"Comparison of {len(names)} evaluations"
+    if len(methods) == 1:
+        title = f"{next(iter(methods))}: {', '.join(document['protocol'] for document in documents)}"
+    page.write_page(out / page.REPORT, title, parts + (_sections(folders, names, documents) if several else []))
+    return page.table_text(table)
+
+
+def _methods(names: Sequence[str], documents: Sequence[Mapping]) -> dict[str, list[Mapping]]:
+    """The evaluations that stand in one line: those of the same checkpoints, each by another protocol; by a name."""
+    found: dict[tuple, list[tuple[str, Mapping]]] = {}
+    for name, document in zip(names, documents):
+        key = tuple(one.get("sha256") for one in document.get("checkpoints", [])) or name
+        while any(document["protocol"] == other["protocol"] for _, other in found.get((key,), ())):
+            key = key, name                            # the same protocol twice: other settings, a line of its own
+        found.setdefault((key,), []).append((name, document))
+    named = {}
+    for some in found.values():
+        first, document = some[0]
+        own = "/".join(Path(document["checkpoint"]["checkpoint"]).parts[-2:]) if len(some) > 1 else first
+        named[own if own not in named else f"{own} ({first})"] = [document for _, document in some]
+    return named
+
+
+def _by_method(methods: Mapping, columns: Mapping, values: np.ndarray, spreads: np.ndarray) -> Table:
+    rows = [[name, max(len(one.get("runs", [])) for one in some), *map(_cell, values[i], spreads[i])]
+            for i, (name, some) in enumerate(methods.items())]
+    return Table("Side by side", ["evaluation", "runs", *(f"{column}, %" for column in columns)], rows)
+
+
+def _by_metric(methods: Mapping, columns: Mapping, values: np.ndarray, spreads: np.ndarray,
+               chance: np.ndarray) -> Table:
+    """A line a metric: every method, chance, and what an evaluation has measured beside its checkpoint."""
+    beside: dict[str, dict[tuple[str, str], float]] = {}
+    for some in methods.values():
+        for document in some:
+            for other, found in document.get("beside", {}).items():
+                for metric, value in found.items():
+                    beside.setdefault(other, {}).setdefault((document["protocol"], metric), value)
+    rows = []
+    for i, (label, at) in enumerate(columns.items()):
+        known = chance[:, i][np.isfinite(chance[:, i])]
+        rows.append([label, *map(_cell, values[:, i], spreads[:, i]), float(known[0]) if len(known) else None,
+                     *(found.get(at) for found in beside.values())])
+    return Table("Side by side", ["%", *methods, "chance", *beside], rows)
+
+
+def _sections(folders: Sequence[Path], names: Sequence[str], documents: Sequence[Mapping]) -> list[str]:
+    """Every run's numbers, notes, figures and tables; then once what several show: learning curves, the store."""
+    shown, seen = [_figures(folder, document) for folder, document in zip(folders, documents)], Counter()
+    for some in shown:
+        seen.update(some.keys())
+    parts = []
+    for name, document, some in zip(names, documents, shown):
+        title = document["protocol"] if name.endswith(document["protocol"]) else f"{document['protocol']}: {name}"
+        own = [figure for digest, figure in some.items() if seen[digest] == 1]
+        parts += [page.section(title, page.cards_html(document) + page.notes_html(document.get("notes", ()))
+                                 + page.figures_html(own))]
+        parts += [page.subsection(table["title"], page.table_html(Table(**table)))
+                  for table in document.get("tables", [])]
+    common = {digest: figure for some in shown for digest, figure in some.items() if seen[digest] > 1}
+    return [*parts, *([page.section("All of them", page.figures_html(list(common.values())))] if common else [])]
+
+
+def _figures(folder: Path, document: Mapping) -> dict[bytes, Figure]:
+    """A run's figures by the digest of their bytes. Raises RequestError for one that is gone."""
+    found = {}
+    for one in document.get("figures", []):
+        path = (folder if folder.is_dir() else folder.parent) / one["file"]
+        if not path.is_file():
+            raise RequestError(f"{path} is gone, which the report of {folder} shows; run that evaluation again")
+        found[hashlib.sha256(path.read_bytes()).digest()] = Figure(path, one["caption"], one["wide"])
+    return found
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Each folder by as little of its path's end as tells them apart. Raises RequestError for one that comes twice."""
+    paths = [Path(os.path.abspath(folder)) for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise RequestError(f"--compare {' '.join(map(str, folders))}: expected every folder once")
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _unlike(names: Sequence[str], documents: Sequence[dict]) -> list[str]:
+    """A sentence for each thing that evaluations of one protocol do not share: nothing unlike is compared unsaid."""
+    notes = []
+    for what, pick in (("store", lambda d: d.get("store", {}).get("index")), ("splits", lambda d: d.get("splits")),
+                       ("settings", lambda d: {k: v for k, v in d.get("settings", {}).items() if k != "view"}),
+                       ("view", lambda d: d.get("settings", {}).get("view"))):
+        for protocol in dict.fromkeys(document["protocol"] for document in documents):
+            same = [(name, pick(document)) for name, document in zip(names, documents)
+                    if document["protocol"] == protocol]
+            other = [name for name, value in same if value != same[0][1]]
+            if other:
+                notes.append(f"{protocol}: {', '.join(other)} had another {what} than {same[0][0]}.")
+    return notes
+
+
+def _cell(value: float, spread: float) -> str | None:
+    if not np.isfinite(value):
+        return None
+    return f"{value:z.1f} ± {spread:.1f}" if np.isfinite(spread) else f"{value:z.1f}"

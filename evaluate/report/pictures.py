@@ -1,0 +1,169 @@
+"""Figures of the evaluation's report, from arrays alone; what surrounds their data is the house's (shared/pictures).
+
+K classes, HxW pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from shared.pictures.figures import CHOSEN, PLAIN, QUIET, SHOWN, bare, new_figure, short
+
+RIGHT = "#2b8a3e"
+NAMED, COUNTED = 40, 14       # classes up to which names, and shares in the cells, can be read
+COLOURS = (SHOWN, CHOSEN, "#e8a33d", "#2b8a3e", "#7a5195", PLAIN, "#00838f", "#8d6e63")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The middle frame (H, W, 3) uint8 of a video, its class by name and number."""
+
+    frame: np.ndarray
+    class_name: str
+    label: int
+
+
+def confusion_figure(table: np.ndarray, names: Sequence[str]) -> Figure:
+    """(K, K) counts as shares of each row; row = true class."""
+    count = len(names)
+    total = table.sum(1, keepdims=True)
+    shares = np.divide(table, total, out=np.zeros(table.shape), where=total > 0)
+    side = float(np.clip(0.45 * count, 3.6, 9.0))
+    longest = max(len(short(name, 24)) for name in names)
+    margin = 0.15 + (0.082 * longest if count <= NAMED else 0.5)
+    figure = new_figure(margin + side + 0.95, margin + side + 0.12)
+    across, down = figure.get_size_inches()
+    axes = figure.add_axes((margin / across, margin / down, side / across, side / down))
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    if count <= NAMED:
+        size = 10 if count <= 20 else 7
+        axes.set_xticks(range(count), [short(name, 24) for name in names], rotation=90, fontsize=size)
+        axes.set_yticks(range(count), [short(name, 24) for name in names], fontsize=size)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            label.set_parse_math(False)
+    else:
+        axes.set_xlabel("said", fontsize=11)
+        axes.set_ylabel("true class", fontsize=11)
+    axes.tick_params(length=0)
+    if count <= COUNTED:
+        for i, j in zip(*np.nonzero(table)):
+            axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=10,
+                      color="white" if shares[i, j] > 0.55 else "black")
+    bar = figure.add_axes(((margin + side + 0.15) / across, margin / down, 0.15 / across, side / down))
+    figure.colorbar(drawn, cax=bar, ticks=[0, 0.5, 1]).set_ticklabels(["0", "50", "100 %"], fontsize=10)
+    return figure
+
+
+def neighbours_figure(rows: Sequence[tuple[Tile, Sequence[Tile], np.ndarray]]) -> Figure:
+    """A line a query: its frame, then its neighbours, nearest first, with their cosines."""
+    columns = max(len(neighbours) for _, neighbours, _ in rows)
+    width, height, gap = 1.75, 1.32, 0.42
+    figure = new_figure(0.2 + width * 1.12 * (columns + 1) + 0.2, 0.35 + len(rows) * (height + gap))
+    across, down = figure.get_size_inches()
+
+    def place(tile: Tile, i: int, j: int, title: str, colour: str) -> None:
+        left = 0.1 + j * width * 1.12 + (0.2 if j else 0)
+        axes = bare(figure.add_axes((left / across, 1 - (0.35 + i * (height + gap) + height) / down, width / across,
+                                     height / down)))
+        axes.imshow(_square(tile.frame, width / height), aspect="auto")
+        axes.set_title(title, fontsize=9, pad=3, color=QUIET if j == 0 else colour, parse_math=False)
+        for side in axes.spines.values():
+            side.set(visible=True, edgecolor=colour, linewidth=3)
+
+    for i, (query, neighbours, scores) in enumerate(rows):
+        place(query, i, 0, f"query: {short(query.class_name, 18)}", QUIET)
+        for j, (tile, score) in enumerate(zip(neighbours, scores), 1):
+            same = tile.label == query.label
+            place(tile, i, j, f"{score:.2f} {short(tile.class_name, 16)}", RIGHT if same else CHOSEN)
+    return figure
+
+
+def _square(frame: np.ndarray, aspect: float) -> np.ndarray:
+    """The middle of a frame at the tile's aspect, width over height, so that nothing is squeezed."""
+    height, width = frame.shape[:2]
+    wide, high = min(width, round(height * aspect)), min(height, round(width / aspect))
+    top, left = (height - high) // 2, (width - wide) // 2
+    return frame[top:top + high, left:left + wide]
+
+
+def curves_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Learning curves of a training: losses and accuracies over the steps, of MaCLR those of each term; running means
+    above the raw lines."""
+    terms = [term for term in ("vv", "vm", "mv", "mm") if any(term in row for row in rows)]
+    accuracies = {name: name.replace("_", " ") for name in ("accuracy", "in_batch_accuracy", "queue_accuracy")}
+    panels = (("loss", {name: name for name in ("loss", "inter", "intra", "order", "mal", *terms)}),
+              ("in-batch accuracy", {f"in_batch_accuracy_{term}": term for term in terms}) if terms else
+              ("accuracy", accuracies))
+    figure = new_figure(11, 3.4)
+    for number, (title, names) in enumerate(panels):
+        axes = figure.add_axes((0.06 + 0.5 * number, 0.16, 0.43, 0.72))
+        for name, label in names.items():
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if not points:
+                continue
+            colour = COLOURS[len(axes.lines) // 2 + (number if terms else 0)]      # a term's is the same in both
+            steps, values = np.array(points, np.float64).T
+            axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+            axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=label)
+        axes.set_title(title, fontsize=12, loc="left")
+        axes.set_xlabel("step", fontsize=10)
+        axes.tick_params(labelsize=9)
+        if axes.lines:
+            axes.legend(fontsize=9, frameon=False, ncols=len(axes.lines), loc="lower right", columnspacing=1.2,
+                        bbox_to_anchor=(1.02, 0.98), handlelength=1.4, borderaxespad=0.2)
+        if number:
+            axes.set_ylim(0, 1)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over a fiftieth of the steps."""
+    reach = max(1, len(values) // 50)
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(0, last - reach)
+    return (total[last] - total[first]) / (last - first)
+
+
+def compare_figure(names: Sequence[str], columns: Sequence[str], values: np.ndarray, spreads: np.ndarray,
+                   chance: np.ndarray) -> Figure:
+    """Bars of each metric, one below the other: (runs, metrics) percent, NaN for none; whiskers: one spread; dots:
+    chance. A metric takes the room of those that have it."""
+    have = np.isfinite(values)
+    places, down = np.full(values.shape, np.nan), 0.0
+    for j in range(len(columns)):
+        for i in np.flatnonzero(have[:, j]):
+            places[i, j] = down
+            down += 1
+        down += 0.6
+    legend, longest = 0.24 * -(-len(names) // 2) * (len(names) > 1), max(len(short(name, 34)) for name in columns)
+    margin, height = 0.25 + 0.085 * longest, 0.21 * down
+    figure = new_figure(9, legend + height + 0.55)
+    tall = figure.get_size_inches()[1]
+    axes = figure.add_axes((margin / 9, 0.4 / tall, (8.8 - margin) / 9, height / tall))
+    for i, name in enumerate(names):
+        axes.barh(places[i], np.nan_to_num(values[i]), 0.92, color=COLOURS[i % len(COLOURS)], label=short(name, 48))
+        known = np.isfinite(spreads[i]) & have[i]
+        axes.errorbar(values[i][known], places[i][known], xerr=spreads[i][known], fmt="none", ecolor="black",
+                      elinewidth=1, capsize=2)
+        known = np.isfinite(chance[i]) & have[i]
+        axes.vlines(chance[i][known], places[i][known] - 0.5, places[i][known] + 0.5, color="black", linestyle=":")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(np.nanmean(places, 0), [short(name, 34) for name in columns], fontsize=10)
+    axes.set_ylim(down - 0.6, -0.7)
+    axes.set_xlim(min(0.0, 1.1 * float(np.nanmin(values))), 100)
+    axes.set_xlabel("%", fontsize=10)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#e8ecef", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if legend:
+        axes.legend(fontsize=9, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
+    for text in (*(axes.get_legend().get_texts() if legend else ()), *axes.get_yticklabels()):
+        text.set_parse_math(False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    return figure

@@ -1,0 +1,1 @@
+"""Published sets and folders on disk -> ids, labels, groups and splits."""

@@ -1,0 +1,298 @@
+"""What the annotation files of a dataset say: ids, classes, groups, splits. One reader a layout.
+
+A reader takes the videos root, the annotations the user gave (or None) and the videos found on disk (paths relative
+to the root), and returns a Listing; `shared.datasets.catalog`, which knows all layouts by name, joins the two. A new
+layout is a new reader; those whose annotations say more than a class a video have modules of their own (ssv2,
+vidsitu, ava).
+"""
+
+import csv
+import difflib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from shared.cli import RequestError, nearest
+
+SPLIT = re.compile(r"(train|val|test)[0-9]*")
+FOLDER_COLUMNS = ("path", "label", "split", "group")
+KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
+KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
+HMDB51_SPLITS = {"1": "train", "2": "test"}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What the annotations say of one video; an empty class_name is unlabelled."""
+
+    id: str
+    class_name: str
+    group: str
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """classes in label order; videos by the key that `key(path relative to the root)` gives for a file on disk."""
+
+    classes: tuple[str, ...]
+    videos: dict[str, Listed]
+    key: Callable[[str], str]
+    notes: tuple[str, ...] = ()
+
+
+def folder(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
+    """Any `<class>/<video>` tree, files at the root unlabelled; or what a CSV (path, label, split, group) says.
+
+    Without `annotations`, an annotations.csv in the root is taken; without that, every video is in `train`.
+    Where the CSV has no label column the first folder is the class, where it has no split column all are in `train`.
+    """
+    if annotations is None and not (root / "annotations.csv").is_file():
+        videos = {path: Listed(path, _first_folder(path), "", ("train",)) for path in paths}
+        return Listing(_classes(videos), videos, str)
+    file = annotations or root / "annotations.csv"
+    videos, lines = {}, {}
+    for line, row in _rows(file, FOLDER_COLUMNS, required=("path",)):
+        posix = PurePosixPath(row["path"])
+        if not posix.name or posix.is_absolute() or ".." in posix.parts:
+            raise RequestError(f"{file.name} line {line}: path {row['path']!r}; expected one relative to {root}")
+        path = str(posix)
+        if path in videos:
+            raise RequestError(f"{file.name} line {line}: {path!r} stands in line {lines[path]} already; "
+                               "expected one row a path")
+        cell = row.get("split", "train")
+        splits = [split.strip() for split in cell.split(";")] if cell else []
+        for split in splits:
+            if not SPLIT.fullmatch(split):
+                raise RequestError(f"{file.name} line {line}: split {split!r}; expected train, val or test, several "
+                                   f"joined by semicolons as in train;val{_nearest_split(split)}")
+        videos[path] = Listed(path, row.get("label", _first_folder(path)), row.get("group", ""),
+                              tuple(dict.fromkeys(splits)))
+        lines[path] = line
+    return Listing(_classes(videos), videos, str, (f"annotations: {file}",))
+
+
+def ucf101(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
+    """classInd.txt, trainlist01-03.txt, testlist01-03.txt. Names match without case: the official lists and folders
+    spell HandstandPushups in two ways."""
+    lists = find_lists(annotations, (root.parent / "ucfTrainTestlist", root / "ucfTrainTestlist"), "classInd.txt")
+    classes = []
+    for line, text in _lines(lists / "classInd.txt"):
+        number, _, name = text.partition(" ")
+        if number != str(len(classes) + 1) or not name.strip():
+            raise RequestError(f"classInd.txt line {line}: {text!r}; expected '{len(classes) + 1} <class>'")
+        classes.append(name.strip())
+    labels = {name.casefold(): label for label, name in enumerate(classes)}
+
+    found, splits, missing = {}, {}, []
+    for split in (f"{part}{number}" for number in "123" for part in ("train", "test")):
+        file = lists / f"{split[:-1]}list0{split[-1]}.txt"
+        if not file.is_file():
+            missing.append(file.name)
+            continue
+        opposite = ("test" if split.startswith("train") else "train") + split[-1]
+        for line, text in _lines(file):
+            match = re.fullmatch(r"(.+)/(.+)\.\w+(?:\s+(\d+))?", text)
+            if not match:
+                raise RequestError(f"{file.name} line {line}: {text!r}; expected '<class>/<video>.avi', "
+                                   "in training lists followed by its number")
+            label, stem, key = labels.get(match[1].casefold()), match[2], match[2].casefold()
+            if label is None:
+                raise RequestError(f"{file.name} line {line}: class {match[1]!r} is not in classInd.txt"
+                                   f"{nearest(match[1], classes)}")
+            if match[3] and int(match[3]) != label + 1:
+                raise RequestError(f"{file.name} line {line}: number {match[3]}; classInd.txt says {label + 1}")
+            taken = splits.setdefault(key, [])
+            if split in taken or opposite in taken:
+                raise RequestError(f"{file.name} line {line}: {stem!r} is listed in "
+                                   f"{split if split in taken else opposite} already; expected one line a video")
+            taken.append(split)
+            group = re.search(r"_(g\d+)_c\d+$", stem)
+            found[key] = (stem, classes[label], group[1] if group else "")
+    if not found:
+        raise RequestError(f"no trainlist01.txt or testlist01.txt with a video in {lists}; expected the official lists")
+    videos = {key: Listed(*said, tuple(splits[key])) for key, said in found.items()}
+    return Listing(tuple(classes), videos, lambda path: stem_of(path).casefold(), missing_lists(missing, lists))
+
+
+def hmdb51(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
+    """`<class>_test_split{1,2,3}.txt` with lines `<video>.avi <1 train | 2 test | 0 neither>`.
+
+    The group is the source video: what stands before the class in the file name. A name that two classes share becomes
+    `<class>/<name>`.
+    """
+    name = "testTrainMulti_7030_splits"
+    lists = find_lists(annotations, (root.parent / name, root / name), "*_test_split?.txt")
+    found, classes, files = {}, set(), set()
+    for file in sorted(lists.glob("*_test_split?.txt")):
+        match = re.fullmatch(r"(.+)_test_split([123])\.txt", file.name)
+        if not match:
+            raise RequestError(f"{file}; expected <class>_test_split1.txt, 2 or 3")
+        class_name, number = match[1], match[2]
+        classes.add(class_name)
+        files.add((class_name, number))
+        seen = set()
+        for line, text in _lines(file):
+            row = re.fullmatch(r"(.+)\.\w+\s+([012])", text)
+            if not row:
+                raise RequestError(f"{file.name} line {line}: {text!r}; expected '<video>.avi' and 0, 1 or 2")
+            key = f"{class_name}/{row[1]}"
+            if key in seen:
+                raise RequestError(f"{file.name} line {line}: {row[1]!r} is listed already; expected one line a video")
+            seen.add(key)
+            splits = found.setdefault(key, [])
+            if row[2] in HMDB51_SPLITS:
+                splits.append(HMDB51_SPLITS[row[2]] + number)
+    missing = [f"{c}_test_split{n}.txt" for c in sorted(classes) for n in "123" if (c, n) not in files]
+    stems = Counter(key.partition("/")[2] for key in found)
+    videos = {}
+    for key, splits in found.items():
+        class_name, _, stem = key.partition("/")
+        source, marked, _ = stem.partition(f"_{class_name}_")
+        videos[key] = Listed(key if stems[stem] > 1 else stem, class_name, source if marked else "",
+                             tuple(sorted(splits, key=lambda split: (split[-1], split != "train" + split[-1]))))
+    return Listing(tuple(sorted(classes)), videos, lambda path: f"{PurePosixPath(path).parent.name}/{stem_of(path)}",
+                   missing_lists(missing, lists))
+
+
+def kinetics400(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
+    """train.csv, val.csv or validate.csv, test.csv (test may have no labels); files `<id>_<start>_<end>`, %06d seconds.
+
+    A row that several files repeat joins their splits; `annotations` may also be one CSV.
+    """
+    if annotations is not None and annotations.is_file():
+        files = [annotations]
+    else:
+        lists = find_lists(annotations, (root.parent / "annotations", root / "annotations", root), "*.csv")
+        files = [file for file in sorted(lists.glob("*.csv")) if _kinetics_split(file)]
+        if not files:
+            raise RequestError(f"no train.csv, val.csv, validate.csv or test.csv in {lists}; "
+                               "expected the official Kinetics-400 lists")
+    videos, origin = {}, {}
+    for file in files:
+        rows = _rows(file, KINETICS_COLUMNS, required=("youtube_id", "time_start", "time_end"))
+        for line, row in rows:
+            try:
+                start, end = float(row["time_start"]), float(row["time_end"])
+                stem = f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}"
+            except (ValueError, OverflowError):
+                raise RequestError(f"{file.name} line {line}: time_start {row['time_start']!r}, time_end "
+                                   f"{row['time_end']!r}; expected seconds") from None
+            said = row.get("split") or _kinetics_split(file)
+            if said not in KINETICS_SPLITS:
+                raise RequestError(f"{file.name} line {line}: split {said!r}{nearest(said, KINETICS_SPLITS)}")
+            split, label = KINETICS_SPLITS[said], row.get("label", "")
+            before = videos.get(stem)
+            if before and before.class_name != label:
+                raise RequestError(f"{file.name} line {line}: {stem} is {label!r}, but {before.class_name!r} in "
+                                   f"{origin[stem]}; expected one label a video")
+            splits = (*before.splits, split) if before else (split,)
+            videos[stem] = Listed(stem, label, row["youtube_id"], tuple(dict.fromkeys(splits)))
+            origin[stem] = f"{file.name} line {line}"
+    return Listing(_classes(videos), videos, stem_of)
+
+
+def _first_folder(path: str) -> str:
+    first, slash, _ = path.partition("/")
+    return first if slash else ""
+
+
+def stem_of(path: str) -> str:
+    """The file's name without its folders and its ending."""
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
+def _classes(videos: dict[str, Listed]) -> tuple[str, ...]:
+    return tuple(sorted({video.class_name for video in videos.values()} - {""}))
+
+
+def _nearest_split(split: str) -> str:
+    close = difflib.get_close_matches(split.casefold(), ("train", "val", "test"), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _kinetics_split(file: Path) -> str:
+    """`train` of train.csv or kinetics_400_train.csv; empty for other files."""
+    last = re.split(r"[-_]", file.stem)[-1]
+    return last if last in KINETICS_SPLITS else ""
+
+
+def missing_lists(missing: list[str], lists: Path) -> tuple[str, ...]:
+    if not missing:
+        return ()
+    return (f"{len(missing)} split lists are not in {lists} (first {missing[0]}): their splits are empty",)
+
+
+def find_lists(given: Path | None, candidates: Sequence[Path], pattern: str) -> Path:
+    """The first folder that holds a file like `pattern`; raises RequestError naming where it looked."""
+    looked = [given] if given is not None else candidates
+    for path in looked:
+        if path.is_dir() and next(path.glob(pattern), None) is not None:
+            return path
+    raise RequestError(f"no {pattern} in {' nor '.join(map(str, looked))}; expected the dataset's official lists, "
+                       "give their folder as --annotations DIR")
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """(line number, stripped text) of every line that is not blank."""
+    for line, text in enumerate(read_text(file).split("\n"), 1):
+        if text.strip():
+            yield line, text.strip()
+
+
+def read_text(file: Path) -> str:
+    """Raises RequestError for a file that cannot be read or is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise RequestError(f"cannot read {file}: {error.strerror}; give an existing file as --annotations") from None
+
+
+def read_document(file: Path, kind: type):
+    """The JSON document of an official file, a list or a dict as `kind` says. Raises RequestError for another."""
+    try:
+        document = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{file} line {error.lineno} is no JSON ({error.msg}); download the official file anew") \
+            from None
+    if not isinstance(document, kind):
+        raise RequestError(f"{file} holds a JSON {type(document).__name__}; expected a {kind.__name__}, as in the "
+                           "official file")
+    return document
+
+
+def _rows(file: Path, known: Sequence[str], required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, known column -> stripped cell) of every row of a CSV with a header; other columns are left alone.
+
+    A known column that is missing while an unknown one nearly bears its name is a misspelling and refused.
+    """
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for name in header:
+            close = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
+            if name not in known and close and close[0] not in header:
+                raise RequestError(f"{file.name} line 1: column {name!r} is unknown; did you mean {close[0]!r}?")
+        for name in required:
+            if name not in header:
+                raise RequestError(f"{file.name} line 1: columns {', '.join(header) or 'none'}; "
+                                   f"{name!r} is missing, expected {', '.join(known)}")
+        twice = [name for name in known if header.count(name) > 1]
+        if twice:
+            raise RequestError(f"{file.name} line 1: column {twice[0]!r} stands there twice; expected it once")
+        columns = [(name, header.index(name)) for name in known if name in header]
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise RequestError(f"{file.name} line {reader.line_num}: {len(row)} cells; expected {len(header)}, "
+                                   "quote cells that hold commas")
+            yield reader.line_num, {name: row[at].strip() for name, at in columns}
+    except csv.Error as error:
+        raise RequestError(f"{file.name} line {reader.line_num}: {error}; expected a comma-separated file") from None

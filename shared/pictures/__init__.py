@@ -1,0 +1,1 @@
+"""Figures of videos and of whole stores."""

@@ -1,0 +1,221 @@
+"""pipelines.yaml -> frozen dataclasses. A misspelt key or a wrong type stops the run and is named.
+
+What is computed (everything in `Recipe`) goes into the store and its hash; `Run` says where and how it is computed and
+stays outside both.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.cli import RequestError, nearest
+from shared.clips.index import ClipGeometry
+from shared.recipes.settings import apply_settings, build, load_document
+
+MAX_WINDOW = 4096  # frames: 3 GB of 256x340 pixels with their flow
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Stored frame size in pixels: short side (larger videos shrink, none grows), sides a multiple of `multiple`."""
+
+    short_side: int
+    multiple: int
+
+
+@dataclass(frozen=True)
+class Flow:
+    """TV-L1: a preset of preprocess.flow, its parameters where a setting differs from the preset (null = the preset's),
+    and the backend, resolved before the recipe is hashed."""
+
+    preset: str
+    backend: str
+    tau: float | None = None
+    lambda_: float | None = None
+    theta: float | None = None
+    zoom: float | None = None
+    scales: int | None = None
+    warps: int | None = None
+    iterations: int | None = None
+    outer: int | None = None
+    epsilon: float | None = None
+    median: int | None = None
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Motion boundary and map (METHOD.md 1.1); border_px is zeroed for scores and crop indices only."""
+
+    derivative: str
+    combine: str
+    window: int
+    border_px: int
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clip geometries (LxS) that are indexed, and the step between clip starts in frames."""
+
+    geometries: tuple[str, ...]
+    step: int
+
+
+@dataclass(frozen=True)
+class Packs:
+    """What a pack holds and how large it may grow; jpeg_quality 1-100; edges and flow are stored at half size."""
+
+    jpeg_quality: int
+    videos: int
+    frames: int
+    edges: bool
+    flow: bool
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides which numbers a store holds."""
+
+    frames: Frames
+    flow: Flow
+    motion: Motion
+    clips: Clips
+    packs: Packs
+
+    def to_dict(self) -> dict:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how: threads inside a video (0: the cores shared out among the workers), frames a decoding window,
+    seconds between publications. Of a task: GPUs where flow is on cuda (a fraction lets tasks share one), seconds and
+    GB (1e9 bytes) after which its worker is ended (0: by the plan, and a worker's share of the machine), and how often
+    it is tried again."""
+
+    threads: int
+    window: int
+    publish_s: float
+    gpus_per_task: float
+    time_limit_s: float
+    memory_gb: float
+    retries: int
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Dials of the synthetic videos: counts, frame size in pixels, length in frames, and the seed."""
+
+    videos: int
+    backgrounds: int
+    textures: int
+    frames: int
+    height: int
+    width: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset preset: its layout on disk, recipe, splits, and what to expect of it.
+
+    splits: those that the layout's lists define; empty where an annotations CSV names them.
+    """
+
+    layout: str
+    recipe: str
+    splits: tuple[str, ...]
+    about: str
+    generate: Generate | None = None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One resolved preprocessing request."""
+
+    dataset: str
+    preset: Dataset
+    recipe: Recipe
+    run: Run
+
+
+def recipe_hash(recipe: dict) -> str:
+    """SHA-256 of the recipe's canonical JSON, first 16 hex digits."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def pack_recipe_hash(recipe: dict) -> str:
+    """What a pack's attributes carry: the recipe but for its clip geometries, which reindex may add to later."""
+    clips = {key: value for key, value in recipe["clips"].items() if key != "geometries"}
+    return recipe_hash({**recipe, "clips": clips})
+
+
+def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequence[str] = (),
+                  path: Path | None = None) -> Pipeline:
+    """The preset of `dataset` with `key=value` settings laid over it.
+
+    A key is dotted (`clips.step`) or its last part where that is unique (`short_side`).
+    Raises RequestError for an unknown dataset, recipe, key or type, naming the nearest right one.
+    """
+    document = load_document(path)
+    presets, recipes = document["datasets"], document["recipes"]
+    if dataset not in presets:
+        raise RequestError(f"dataset {dataset!r} is unknown{nearest(dataset, presets)}")
+    preset = dict(presets[dataset])
+    name = recipe or preset.get("recipe", "motion")
+    if name not in recipes:
+        raise RequestError(f"recipe {name!r} is unknown{nearest(name, recipes)}")
+    tree = {**recipes[name], "run": document["run"]}
+    if preset.get("generate"):
+        tree["generate"] = preset["generate"]
+    sections = {field.name: field.type for field in dataclasses.fields(Recipe)} | {"run": Run}
+    sections |= {"generate": Generate} if "generate" in tree else {}
+    tree = apply_settings(tree, sections, settings)
+    preset |= {"recipe": name, "generate": tree.pop("generate", None)}
+    run = build(Run, tree.pop("run"), "run")
+    pipeline = Pipeline(dataset, build(Dataset, preset, f"datasets.{dataset}"), build(Recipe, tree, ""), run)
+    _check(pipeline)
+    return pipeline
+
+
+def _check(pipeline: Pipeline) -> None:
+    r = pipeline.recipe
+    if pipeline.run.window > MAX_WINDOW:
+        raise RequestError(f"run.window is {pipeline.run.window}; expected at most {MAX_WINDOW} frames")
+    positive = {"frames.short_side": r.frames.short_side, "clips.step": r.clips.step, "packs.videos": r.packs.videos,
+                "packs.frames": r.packs.frames, "motion.window": r.motion.window, "run.window": pipeline.run.window}
+    if pipeline.preset.generate:
+        positive |= {f"generate.{k}": v for k, v in dataclasses.asdict(pipeline.preset.generate).items() if k != "seed"}
+    for key, value in positive.items():
+        if value < 1:
+            raise RequestError(f"{key} is {value}; expected at least 1")
+    if r.frames.multiple != 8:
+        raise RequestError(f"frames.multiple is {r.frames.multiple}; the store's map cells are 8x8 pixels: expected 8")
+    if r.frames.short_side < 16:
+        raise RequestError(f"frames.short_side is {r.frames.short_side}; TV-L1 needs at least 16")
+    if r.motion.border_px < 0 or 2 * r.motion.border_px >= r.frames.short_side:
+        raise RequestError(f"motion.border_px is {r.motion.border_px}; expected 0 to under half of frames.short_side")
+    if not 1 <= r.packs.jpeg_quality <= 100:
+        raise RequestError(f"packs.jpeg_quality is {r.packs.jpeg_quality}; expected 1 to 100")
+    run = pipeline.run
+    for key, value in {"threads": run.threads, "time_limit_s": run.time_limit_s, "memory_gb": run.memory_gb,
+                       "retries": run.retries}.items():
+        if value < 0:
+            raise RequestError(f"run.{key} is {value}; expected 0 or more")
+    if not 0 < run.gpus_per_task or run.gpus_per_task > 1 and run.gpus_per_task % 1:
+        raise RequestError(f"run.gpus_per_task is {run.gpus_per_task}; expected a fraction of one GPU, or whole GPUs")
+    for key, value, choices in (("motion.derivative", r.motion.derivative, ("central", "prewitt")),
+                                ("motion.combine", r.motion.combine, ("root", "sum"))):
+        if value not in choices:
+            raise RequestError(f"{key} is {value!r}{nearest(value, choices)}")
+    if not r.clips.geometries:
+        raise RequestError("clips.geometries is empty; expected at least one LxS, such as 16x2")
+    if len(set(r.clips.geometries)) < len(r.clips.geometries):
+        raise RequestError(f"clips.geometries names {', '.join(r.clips.geometries)}; expected each once")
+    for text in r.clips.geometries:
+        try:
+            ClipGeometry.parse(text)
+        except ValueError as error:
+            raise RequestError(f"clips.geometries: {error}") from None

@@ -1,0 +1,271 @@
+"""pipelines.yaml's `pipelines:` -> frozen dataclasses: everything that a pre-training run computes, and how it runs.
+
+`Pretraining` is what is computed: it goes into the checkpoint, and a run is resumed only with the same one.
+`RunTraining` (settings under `run.`) says where and how, and may change between a run and its resumption.
+Terms as in METHOD.md: MCL 1.2 (sampling, augmentation), 1.3 (contrast), 1.4 (alignment), 1.6 (optimisation); MaCLR 2.
+"""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shared.cli import RequestError, nearest
+from shared.clips.index import ClipGeometry
+from shared.recipes.pretraining_checks import FRAME_CLIP, FRAME_NETS, check, check_run
+from shared.recipes.settings import apply_settings, build, load_document
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which clips and crops a sample is made of (METHOD 1.2, 1.3).
+
+    clip: LxS; size: pixels of the square view; ta: motion-focused clips, with probability ta_probability, the median
+    taken over the clips of a `half` of the video or all of the `video`; sa: motion-focused crops, as the `paper` or as
+    the `released` code; area_*: share of the frame; aspect_*: width over height; cover: share of the hot pixels;
+    keys: 1 (plain MoCo) or 3 (SeCo).
+    """
+
+    clip: str
+    size: int
+    ta: bool
+    ta_probability: float
+    ta_scope: str
+    sa: bool
+    sa_variant: str
+    area_min: float
+    area_max: float
+    aspect_min: float
+    aspect_max: float
+    cover: float
+    keys: int
+
+    @property
+    def geometry(self) -> ClipGeometry:
+        return ClipGeometry.parse(self.clip)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Colour jitter strengths and the probabilities of each step (METHOD 1.2.4); blur_*: sigma in pixels of the view.
+    One draw a clip, the same in all its frames."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    jitter_p: float
+    grey_p: float
+    blur_p: float
+    blur_min: float
+    blur_max: float
+    flip_p: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """Backbone by name, its width (0: the name's own), the heads' hidden width and output, float32 or bf16 autocast."""
+
+    backbone: str
+    width: int
+    hidden: int
+    dim: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The contrastive learner (METHOD 1.3).
+
+    inter, intra: weights; order: weight, or `epoch` for epoch/epochs; queue: keys; momentum: of the EMA;
+    bn: `auto` (shuffling BN over ranks, split BN on one), `shuffle`, `split` or `none`; bn_group: clips a split group.
+    """
+
+    inter: float
+    intra: float
+    order: float | str
+    queue: int
+    temperature: float
+    momentum: float
+    bn: str
+    bn_group: int
+    exclude_same_video: bool
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The motion alignment loss (METHOD 1.4).
+
+    variant: none, v1, v2 or v3 (Eqs. 4-6); st, s, t: the terms of Eq. 7; form: renormalised, literal or released;
+    weights_per_step: w_c a time step (released code); double_epochs: epochs at twice the weight (released code: 5);
+    layer: `conv` (last convolution, before its BN) or `output` (the block's output, where v3 degenerates).
+    """
+
+    variant: str
+    st: bool
+    s: bool
+    t: bool
+    form: str
+    weight: float
+    weights_per_step: bool
+    double_epochs: int
+    layer: str
+
+
+@dataclass(frozen=True)
+class Maclr:
+    """MaCLR's motion pathway, its terms and its positives (METHOD 2: our reconstruction; docs/maclr.md).
+
+    motion_input: `edges`, `flow` or `difference` (of neighbouring RGB frames), of the same clip, crop and flip as the
+    visual input; motion_clip: LxS, as many frames L*S as the visual clip; motion_backbone, motion_width: its network,
+    as in `Model`; edges_max (px/frame per px) and flow_max (px/frame, in pixels of the view): what the input is clamped
+    to and then divided by; vm, mv, mm: the terms beside L_vv, whose weight is contrast.inter; cross_weight: of L_vm and
+    L_mv; pairs: whether the positive of L_vm and L_mv is the `same` clip or the `shifted` one, as in L_vv and L_mm;
+    shared_heads: one head a pathway for all terms; shift_*_s: seconds between the starts of query and key.
+    """
+
+    motion_input: str
+    motion_clip: str
+    motion_backbone: str
+    motion_width: int
+    edges_max: float
+    flow_max: float
+    vm: bool
+    mv: bool
+    mm: bool
+    cross_weight: float
+    pairs: str
+    shared_heads: bool
+    shift_min_s: float
+    shift_max_s: float
+
+    @property
+    def reads(self) -> bool:
+        """Whether any term asks for the motion pathway."""
+        return self.mm or self.cross_weight > 0 and (self.vm or self.mv)
+
+    @property
+    def geometry(self) -> ClipGeometry:
+        return ClipGeometry.parse(self.motion_clip)
+
+
+@dataclass(frozen=True)
+class Optimise:
+    """SGD and its schedule (METHOD 1.6).
+
+    Either epochs or steps decides the length, the other is 0; batch: queries of all ranks; warmup_from: share of lr at
+    the first step.
+    """
+
+    epochs: int
+    steps: int
+    batch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    warmup_epochs: int
+    warmup_from: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Everything that decides which numbers a run computes; maclr: None for MCL and its bases."""
+
+    sampling: Sampling
+    augment: Augment
+    model: Model
+    contrast: Contrast
+    alignment: Alignment
+    optimise: Optimise
+    maclr: Maclr | None = None
+
+    def to_dict(self) -> dict:
+        tree = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {section: values for section, values in tree.items() if values is not None}
+
+
+@dataclass(frozen=True)
+class RunTraining:
+    """Where and how; outside the recipe.
+
+    workers: loader processes a rank (-1: one a core that is left, at most 8; 0: in this process); threads: of torch, a
+    rank (0: the cores over the ranks); log_every: steps; checkpoint_steps, checkpoint_minutes: 0 switches either off;
+    keep: newest checkpoints kept; every_epochs: of these epochs every checkpoint is kept (0: none);
+    images_every: epochs (0: none); reshard: go on with another number of ranks.
+    """
+
+    workers: int
+    threads: int
+    compile: bool
+    log_every: int
+    checkpoint_steps: int
+    checkpoint_minutes: float
+    keep: int
+    every_epochs: int
+    images_every: int
+    reshard: bool
+
+
+SECTIONS = {field.name: field.type for field in dataclasses.fields(Pretraining)} | {"maclr": Maclr}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One resolved request: a pipeline's name, what to expect of it, its recipe, and what was derived on the way."""
+
+    name: str
+    about: str
+    recipe: Pretraining
+    run: RunTraining
+    notes: tuple[str, ...] = ()
+
+
+def load_training(name: str, settings: typing.Sequence[str] = (), path: Path | None = None) -> Training:
+    """The pipeline `name` with `key=value` settings laid over it.
+
+    A 2D backbone takes its clip and its alignment terms along where no setting names them; the notes say so.
+    Raises RequestError for an unknown pipeline, key, type or value, naming the nearest right one.
+    """
+    document = load_document(path)
+    pipelines = document["pipelines"]
+    if name not in pipelines:
+        raise RequestError(f"pipeline {name!r} is unknown{nearest(name, pipelines)}")
+    tree = dict(pipelines[name])
+    about = tree.pop("about", "")
+    tree["run"] = {**document["training"], **tree.get("run", {})}
+    before = build_recipe({key: value for key, value in tree.items() if key != "run"})
+    sections = {section: cls for section, cls in SECTIONS.items() if section in tree}
+    tree = apply_settings(tree, sections | {"run": RunTraining}, settings)
+    run = build(RunTraining, tree.pop("run"), "run")
+    recipe, notes = _derive(before, build_recipe(tree), {setting.partition("=")[0].strip() for setting in settings})
+    check(recipe)
+    check_run(run)
+    return Training(name, about, recipe, run, notes)
+
+
+def build_recipe(tree: dict) -> Pretraining:
+    """Plain dictionaries, such as a checkpoint's, as a recipe. Raises RequestError."""
+    return build(Pretraining, tree, "")
+
+
+def _derive(before: Pretraining, recipe: Pretraining, asked: set[str]) -> tuple[Pretraining, tuple[str, ...]]:
+    """What follows from the settings asked for, unless one names it: the length from epochs or steps, and a 2D net's
+    clip and alignment terms."""
+    named = {key.rpartition(".")[2] for key in asked}
+    notes = []
+    for key, other in (("epochs", "steps"), ("steps", "epochs")):
+        if key in named and other not in named and getattr(recipe.optimise, key) > 0:
+            recipe = replace(recipe, optimise=replace(recipe.optimise, **{other: 0}))
+    net, alignment = recipe.model.backbone, recipe.alignment
+    if net not in FRAME_NETS or before.model.backbone in FRAME_NETS:
+        return recipe, ()
+    if "clip" not in named:
+        recipe = replace(recipe, sampling=replace(recipe.sampling, clip=FRAME_CLIP))
+        notes.append(f"{net} sees single frames: sampling.clip is {FRAME_CLIP}")
+    dropped = [term for term in ("st", "t") if getattr(alignment, term) and not asked & {term, f"alignment.{term}"}]
+    if alignment.variant != "none" and alignment.s and dropped:
+        recipe = replace(recipe, alignment=replace(alignment, **dict.fromkeys(dropped, False)))
+        notes.append(f"of the alignment terms only L_s applies to single frames: alignment.{' and '.join(dropped)} off")
+    return recipe, tuple(notes)

@@ -1,0 +1,130 @@
+"""The strict machinery of settings: plain YAML -> frozen dataclasses. A misspelt key or a wrong type is named.
+
+Its users: shared.recipes.preprocessing (what a store holds) and shared.recipes.pretraining (what a training run does).
+"""
+
+import dataclasses
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+
+import yaml
+
+from shared.cli import RequestError, nearest
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)     # libyaml, where there is one: seven times as fast
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")     # 1e-3 is a word to YAML 1.1
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+
+
+def differences(stored: dict, asked: dict, prefix: str = "") -> list[str]:
+    """The leaves at which two recipes differ, as `key: stored a, asked b`."""
+    out = []
+    for key in sorted(stored.keys() | asked.keys()):
+        a, b = stored.get(key), asked.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: stored {a!r}, asked {b!r}")
+    return out
+
+
+def pipelines_path() -> Path:
+    """The repository's pipelines.yaml, or the installed copy."""
+    for path in (Path(__file__).resolve().parents[2] / "pipelines.yaml",
+                 Path(sys.prefix) / "share/motionpack/pipelines.yaml"):
+        if path.is_file():
+            return path
+    raise RequestError("pipelines.yaml not found beside the packages nor in share/motionpack; reinstall motionpack")
+
+
+def load_document(path: Path | None = None) -> dict:
+    """pipelines.yaml as plain dictionaries. Raises RequestError where it is no YAML mapping."""
+    path = path or pipelines_path()
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+    except yaml.YAMLError as error:
+        raise RequestError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise RequestError(f"{path.name} holds {type(document).__name__}; expected datasets, recipes and run")
+    return document
+
+
+def apply_settings(tree: dict, sections: dict[str, type], settings: typing.Sequence[str]) -> dict:
+    """`tree` (section -> key -> value) with every `key=value` of `settings` replaced; raises RequestError by name."""
+    tree = {section: dict(values) if isinstance(values, dict) else values for section, values in tree.items()}
+    keys = {f"{section}.{field.name}": (section, field.name)
+            for section, cls in sections.items() for field in dataclasses.fields(cls)}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not equals:
+            raise RequestError(f"--set {setting!r}; expected key=value, such as clips.step=8")
+        matches = [full for full in keys if full == key or full.rpartition(".")[2] == key]
+        if key in keys:
+            matches = [key]
+        if not matches:
+            raise RequestError(f"--set {key!r} is no setting{nearest(key, [*keys, *(k[1] for k in keys.values())])}")
+        if len(matches) > 1:
+            raise RequestError(f"--set {key!r} is ambiguous; say one of {', '.join(matches)}")
+        section, name = keys[matches[0]]
+        try:
+            tree[section][name] = float(text) if EXPONENT.fullmatch(text.strip()) else yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise RequestError(f"--set {setting!r}: the value is not a number, word or list") from None
+    return tree
+
+
+def build(cls: type, values, where: str):
+    """`values` as the frozen dataclass `cls`, every key known and every value of the declared type."""
+    if not isinstance(values, dict):
+        raise RequestError(f"{where or 'recipe'} is {values!r}; expected keys {', '.join(_names(cls))}")
+    prefix = f"{where}." if where else ""
+    for key in values:
+        if key not in _names(cls):
+            raise RequestError(f"{prefix}{key} is no setting{nearest(key, _names(cls))}")
+    hints = typing.get_type_hints(cls)
+    built = {}
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            built[field.name] = _convert(values[field.name], hints[field.name], prefix + field.name)
+        elif field.default is dataclasses.MISSING:
+            raise RequestError(f"{prefix}{field.name} is missing from pipelines.yaml")
+    return cls(**built)
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _convert(value, hint, where: str):
+    if isinstance(hint, types.UnionType):
+        return _convert_union(value, typing.get_args(hint), where)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
+            return tuple(part.strip() for part in parts)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is hint:
+        return value
+    raise RequestError(f"{where} is {value!r}; expected {EXPECTED.get(hint, 'a list of words')}")
+
+
+def _convert_union(value, hints, where: str):
+    """The first of several types that the value has; None where it is among them."""
+    if value is None and type(None) in hints:
+        return None
+    hints = [hint for hint in hints if hint is not type(None)]
+    if len(hints) == 1:
+        return _convert(value, hints[0], where)
+    for hint in hints:
+        try:
+            return _convert(value, hint, where)
+        except RequestError:
+            continue
+    raise RequestError(f"{where} is {value!r}; expected {' or '.join(EXPECTED[hint] for hint in hints)}")
