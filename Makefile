@@ -27,7 +27,7 @@ demo:
 	$(PY) -m preprocess.check $(DEMO)/store
 	$(PY) -m preprocess.show $(DEMO)/store --out $(DEMO)/store.png
 	$(PY) -m preprocess.show $(DEMO)/store --video circle/circle_0001.mp4 --out $(DEMO)/video.png
-	$(PY) train/main.py --pipeline mcl-tiny --store $(DEMO)/store --run $(DEMO)/run --resume auto --set steps=40
+	$(PY) train/main.py --pipeline mcl-tiny --store $(DEMO)/store --out $(DEMO)/run --resume auto --set steps=40
 	$(PY) -m evaluate.run --protocol linear,retrieval,saliency,controls --checkpoint $(DEMO)/run/last.pt \
 		--store $(DEMO)/store --out $(DEMO)/results --set supervised_steps=100
 	@echo

@@ -1,7 +1,5 @@
-"""Pre-training from packs: `python train/main.py --pipeline NAME --store STORE --run RUN`; with several processes
-`torchrun --nproc-per-node N -- train/main.py ...`.
-
-The `--` keeps torchrun, whose own --run-path and --run_path begin alike, from our --run.
+"""Pre-training from packs: `python train/main.py --pipeline NAME --store STORE --out RUN`; with several processes
+`torchrun --nproc-per-node N train/main.py ...`.
 """
 
 import os
@@ -27,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from shared.cli import Progress, Stopped, duration, size
+from shared.cli import Progress, RequestError, Stopped, duration, size
 from shared.clips.data import ClipData
 from shared.clips.loader import Loader, Sampler, worker_count
 from shared.clips.views import make_views
@@ -53,12 +51,14 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.Arguments(prog="train/main.py", description=__doc__)
     parser.add_argument("--pipeline", required=True, help="a name of pipelines.yaml, such as mcl-tiny")
     parser.add_argument("--store", required=True, action="append", metavar="DIR", help="packs; may be given repeatedly")
-    parser.add_argument("--run", required=True, type=cli.folder, help="where checkpoints and metrics go")
+    parser.add_argument("--out", required=True, type=cli.folder, metavar="RUN", help="where checkpoints and metrics go")
     parser.add_argument("--split", help="which videos; default the training list: train, else train1")
     parser.add_argument("--init", type=Path, metavar="FILE", help="2D ImageNet weights: MoCo v2's or torchvision's")
     parser.add_argument("--resume", choices=["auto"], help="go on from RUN/last.pt where there is one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="replace a setting, such as epochs=20")
+    if any(word.partition("=")[0] == "--run" for word in argv):
+        raise RequestError("--run is spelt --out here: torchrun would take --run for its own --run-path; say --out RUN")
     return parser.parse_args(argv)
 
 
@@ -109,8 +109,8 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
         optimizer = torch.optim.SGD(trained, recipe.optimise.lr, recipe.optimise.momentum,
                                     weight_decay=recipe.optimise.weight_decay)
         if world.main:
-            stack.callback(os.close, claim(args.run, args.resume == "auto"))
-        folder, first = checkpoint.Folder(args.run, run.keep), 0
+            stack.callback(os.close, claim(args.out, args.resume == "auto"))
+        folder, first = checkpoint.Folder(args.out, run.keep), 0
         if args.resume and os.path.lexists(folder.last):     # a link to what is gone is refused, not begun anew
             first, provenance = restore(folder.last, training, provenance, learner, optimizer, sampler, world, say)
     target_shape = learner.query.backbone.h_shape(recipe.sampling.geometry.length, recipe.sampling.size)[1:]
@@ -122,7 +122,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
         learner.compile()
     model = parallel(learner, world)
     control = dist.new_group(backend="gloo") if world.size > 1 else None
-    record = stack.enter_context(Record(args.run, first)) if world.main else None
+    record = stack.enter_context(Record(args.out, first)) if world.main else None
     progress = Progress(training.name, schedule.steps - first) if world.main else None
     started = saved_at = time.monotonic()
     saved = first
@@ -190,7 +190,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
         marks = ", ".join(f"{name} {size(count)}" for name, count in peak_memory(device).items())
         print(f"done     {schedule.steps} steps in {duration(time.monotonic() - started)}; {total.line(logs)}\n"
               f"memory   at most: {marks}\n"
-              f"look at  {folder.last}, {args.run}/metrics.jsonl, `tensorboard --logdir {args.run}`")
+              f"look at  {folder.last}, {args.out}/metrics.jsonl, `tensorboard --logdir {args.out}`")
     return cli.DONE
 
 
@@ -249,7 +249,7 @@ def not_finite(step: int, logs: dict, ranks: list[tuple[float, list[str]]], save
     bad = [names for loss, names in ranks if not math.isfinite(loss)] or [names for _, names in ranks]
     losses = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
     return (f"step {step} is not finite, before the update: {losses}; videos {', '.join(sum(bad, []))}; nothing of "
-            f"it is saved, the last checkpoint is of step {saved}: look at these videos, or lower lr in a new --run")
+            f"it is saved, the last checkpoint is of step {saved}: look at these videos, or lower lr in a new --out")
 
 
 if __name__ == "__main__":

@@ -32,15 +32,15 @@ def claim(run: Path, resume: bool) -> int:
     Raises RequestError where RUN is not empty and not to be resumed, where it is no run, or where it is in use.
     """
     if run.is_file():
-        raise RequestError(f"--run {run} is a file; expected a folder")
+        raise RequestError(f"--out {run} is a file; expected a folder")
     known = {METRICS, BOARD, LAST, CHECKPOINTS, LOCK}
     there = {entry.name for entry in run.iterdir() if not PARTIAL.fullmatch(entry.name)} if run.is_dir() else set()
     if foreign := sorted(there - known):
-        raise RequestError(f"--run {run} is no run of train/main.py: it holds {foreign[0]}; choose a new folder")
+        raise RequestError(f"--out {run} is no run of train/main.py: it holds {foreign[0]}; choose a new folder")
     if there - {LOCK} and not resume:
-        raise RequestError(f"--run {run} is not empty; go on with it by --resume auto, or choose a new folder")
+        raise RequestError(f"--out {run} is not empty; go on with it by --resume auto, or choose a new folder")
     run.mkdir(parents=True, exist_ok=True)
-    lock = hold(run, "--run")
+    lock = hold(run, "--out")
     for name in (run, run / CHECKPOINTS):        # what a killed run left half-written
         for entry in name.glob(".*.partial") if name.is_dir() else ():
             entry.unlink()

@@ -24,13 +24,13 @@ def restore(path: Path, training: Training, provenance: dict, learner: Learner, 
     stored = state["provenance"]
     if different := differences(state["recipe"], training.recipe.to_dict()):
         raise RequestError(f"{path} was made with another recipe: {'; '.join(different)}; use its settings or another "
-                           "--run")
+                           "--out")
     if different := store_differences(stored["stores"], provenance["stores"]):
         raise RequestError(f"{path} was made from other data: {'; '.join(different)}; use its --store and --split, or "
-                           "another --run")
+                           "another --out")
     if provenance["init"] and provenance["init"]["sha256"] != (stored["init"] or {}).get("sha256"):
         raise RequestError(f"{path} did not start from --init {provenance['init']['file']}; leave --init out, since "
-                           "the checkpoint holds all weights, or choose another --run")
+                           "the checkpoint holds all weights, or choose another --out")
     before, now = stored["world_size"], world.size
     resharded = list(stored["resharded"])
     if before != now:

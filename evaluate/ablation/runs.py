@@ -172,8 +172,8 @@ class Ablation:
     def _train(self, run: Run, slot: Slot) -> Command:
         settings = _flags("--set", *slot.training, *self.args.settings, f"seed={run.seed}")
         return Command([
-            *TORCHRUN, f"--nproc-per-node={slot.processes}", "--", str(TRAINER), "--pipeline",
-            self.plan.trainings[run].name, "--store", str(self.args.store), "--run", str(self.folder(run)), "--resume",
+            *TORCHRUN, f"--nproc-per-node={slot.processes}", str(TRAINER), "--pipeline",
+            self.plan.trainings[run].name, "--store", str(self.args.store), "--out", str(self.folder(run)), "--resume",
             "auto", *self._given("split", "init"), *settings], self.log(run), slot.environment)
 
     def _evaluate(self, run: Run, slot: Slot, protocols: Sequence[str]) -> Command:

@@ -69,7 +69,7 @@ def make_store(out: Path) -> Iterator[Command]:
 
 def train(name: str, seed: int, out: Path, folder: Path, started: float) -> Iterator[Command]:
     """One training, from where it was left."""
-    yield from checked([sys.executable, TRAINER, "--pipeline", name, "--store", out / "store", "--run", folder,
+    yield from checked([sys.executable, TRAINER, "--pipeline", name, "--store", out / "store", "--out", folder,
                         "--resume", "auto", *settings((*RECIPE, f"seed={seed}", "threads=1", "workers=0"))],
                        out / f"{folder.name}.log")
     print(f"{name} trained from seed {seed}: in-batch accuracy {accuracy(folder):.2f}, after "

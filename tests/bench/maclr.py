@@ -47,7 +47,7 @@ def run_all(out: Path, args: argparse.Namespace) -> None:
     print(f"{'pipeline':>22} {'loss':>6}" + "".join(f"{term:>12}" for term in TERMS) + f"{'clips/s':>9} {'seconds':>8}")
     for name in names:
         started = time.monotonic()
-        call(out / f"{name}.log", TRAINER, "--pipeline", name, "--store", store, "--run", out / name, "--resume",
+        call(out / f"{name}.log", TRAINER, "--pipeline", name, "--store", store, "--out", out / name, "--resume",
              "auto", "--set", f"steps={args.steps}", "--set", "threads=1", "--set", "workers=1", "--set",
              "images_every=0")
         rows = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]

@@ -41,7 +41,7 @@ def quiet_torch():
 
 
 def train(store, run, name, *more):
-    return main.main(["--pipeline", f"{name}-tiny", "--store", str(store), "--run", str(run), *SMALL, *more])
+    return main.main(["--pipeline", f"{name}-tiny", "--store", str(store), "--out", str(run), *SMALL, *more])
 
 
 def rows(run):

@@ -52,7 +52,7 @@ def quiet_torch():
 
 
 def command(store, run, *more):
-    return [*SMALL, "--store", str(store), "--run", str(run), *more]
+    return [*SMALL, "--store", str(store), "--out", str(run), *more]
 
 
 def train(store, run, *more):
@@ -134,7 +134,7 @@ def test_another_recipe_data_or_folder_is_refused(unbroken, store, tmp_path, qui
     with pytest.raises(RequestError, match="made from other data: store 1.index: .*store 1.videos: stored 8, asked 7"):
         train(other, run, "--resume", "auto")
     assert (run / "metrics.jsonl").read_bytes() == before
-    lock = hold(run, "--run")
+    lock = hold(run, "--out")
     with pytest.raises(RequestError, match="is in use by another process; wait for its end, or choose another"):
         train(store, run, "--resume", "auto")
     os.close(lock)
@@ -236,13 +236,18 @@ def test_rows_beyond_the_checkpoint_are_written_anew(unbroken, store, tmp_path, 
 
 
 def start(store, run, *more, ranks=1):
-    """The command in a process group of its own; torchrun's `--` keeps its parser from our --run."""
+    """The command in a process group of its own."""
     python = [sys.executable]
     if ranks > 1:
-        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--local-addr=127.0.0.1",
-                   "--"]
+        python = [str(Path(sys.executable).with_name("torchrun")), "--standalone", f"--nproc-per-node={ranks}",
+                  "--local-addr=127.0.0.1"]
     return subprocess.Popen([*python, str(ROOT / "train/main.py"), *command(store, run, *more)], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_the_flag_of_before_is_named(store, tmp_path):
+    with pytest.raises(RequestError, match="--run is spelt --out"):
+        main.arguments(["--pipeline", "mcl-tiny", "--store", str(store), "--run", str(tmp_path)])
 
 
 def wait_for_rows(process, run, count):

@@ -159,7 +159,7 @@ def test_two_processes_say_what_one_says(contrastive, moving, tmp_path, evaluate
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "--local-addr=127.0.0.1", "-m", "evaluate.run", "--", "--protocol", "saliency", "--checkpoint",
+         "--local-addr=127.0.0.1", "-m", "evaluate.run", "--protocol", "saliency", "--checkpoint",
          str(contrastive), "--store", str(moving), "--out", str(tmp_path / "two"), "--set", "clips=2", "--set",
          "shown=0", *FAST],
         capture_output=True, text=True, timeout=300, env=environment)

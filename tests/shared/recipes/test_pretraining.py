@@ -42,7 +42,7 @@ def test_every_entry_says_how_to_run_it_how_long_and_what_to_expect():
     lines = lines[lines.index("pipelines:"):]                                    # recipes of stores bear names alike
     for name, entry in load_document()["pipelines"].items():
         above = lines[next(i for i, line in enumerate(lines) if re.match(rf"  {name}:", line)) - 1]
-        assert f" train/main.py --pipeline {name} --store STORE --run runs/{name}" in above
+        assert f" train/main.py --pipeline {name} --store STORE --out runs/{name}" in above
         assert re.search("minute|day|week", entry["about"])
         assert re.search(r"SVM \d|no score in the paper|accuracy 0\.\d", entry["about"])
 
