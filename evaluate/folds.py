@@ -11,7 +11,7 @@ from evaluate.protocol import Request
 from shared.cli import RequestError
 from shared.store.index import Index
 
-TRAIN = "train", "train1"     # what a store's training splits are called (DESIGN)
+TRAIN = "train", "train1"     # what a store's training splits are called
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def mean_class(table: np.ndarray) -> float:
 
 
 def recall_at(labels: np.ndarray, neighbours: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """R@k: share of queries with at least one of their k nearest in their class (METHOD 1.7).
+    """R@k: share of queries with at least one of their k nearest in their class (docs/method.md 1.7).
 
     labels: (Q,) of the queries; neighbours: (Q, k) labels of the gallery's nearest, nearest first, -1 for none.
     Raises ValueError for a k beyond the neighbours given.
@@ -93,7 +93,7 @@ def other_correlations(maps: np.ndarray, targets: np.ndarray, videos: Sequence) 
     """(N,) float64: mean Pearson's r of each map with the targets of all clips of other videos, exactly.
 
     A map that knows its own clip correlates less here than in `correlations`; one that always lies in the middle does
-    not (METHOD 1.7). videos: (N,) whose clip each is. Raises ValueError for other shapes and for a single video.
+    not (docs/method.md 1.7). videos: (N,) whose clip each is. Raises ValueError for other shapes and a single video.
     """
     maps, targets = _standard(maps), _standard(targets)
     videos = np.unique(np.asarray(videos), return_inverse=True)[1]

@@ -245,7 +245,7 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
                                f"{trained['split']!r} of this checkpoint, WITH their labels: the numbers are no test.")
                 elif both:
                     out.append(f"{both:,} test videos of {asked or 'the store'} were in the pre-training list "
-                               f"{trained['split']!r}, which saw them without labels (METHOD 1.6).")
+                               f"{trained['split']!r}, which saw them without labels (docs/method.md 1.6).")
         recipe = encoder.provenance.get("recipe") if encoder.provenance["kind"] != FINETUNED else None
         if recipe and "maclr" not in recipe and not encoder.provenance.get("init") and \
                 recipe["model"]["backbone"] != "r2plus1d_tiny":

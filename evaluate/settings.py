@@ -7,7 +7,7 @@ from shared.cli import RequestError
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """How a video becomes a feature (METHOD 1.7).
+    """How a video becomes a feature (docs/method.md 1.7).
 
     clips: spread evenly over the video; clip: LxS, empty for the checkpoint's own; size: pixels of the square view, 0
     for the checkpoint's own; short_edge: pixels to which the short side is scaled before the centre crop, 0 for the

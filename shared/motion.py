@@ -101,7 +101,7 @@ def _squared_gradient(component, derivative: str, window: int = 1):
 
 
 def edges(flow, derivative: str = "central"):
-    """Gradient magnitude of either flow channel, MaCLR's motion input (reconstruction, METHOD.md 2).
+    """Gradient magnitude of either flow channel, MaCLR's motion input (reconstruction, docs/method.md 2.1).
 
     flow: (T, 2, H, W) float32, px/frame.   Returns (T, 2, H, W) float32: |grad u|, |grad v|, px/frame per px.
     Raises ValueError if the second axis is not 2.

@@ -1,6 +1,6 @@
 """What a video network looks at, at h, the output of its last convolution: Grad-CAM and the aligned map of MCL.
 
-B clips, C channels and T'xh'xw' positions of h, D = 128. Pure torch; nothing here draws. METHOD 1.4, 1.7.
+B clips, C channels and T'xh'xw' positions of h, D = 128. Pure torch; nothing here draws. docs/method.md 1.4, 1.7.
 """
 
 from collections.abc import Callable

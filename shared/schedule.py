@@ -33,5 +33,5 @@ class Schedule:
         return step // self.steps_per_epoch
 
     def progress(self, step: int) -> float:
-        """epoch / epochs in [0, 1): the order task's weight (METHOD 1.3)."""
+        """epoch / epochs in [0, 1): the order task's weight (docs/method.md 1.3)."""
         return self.epoch(step) * self.steps_per_epoch / self.steps

@@ -1,7 +1,7 @@
 """MaCLR: momentum contrast between a visual and a motion pathway, on the parts of train.moco.
 
-A reconstruction (METHOD 2): the authors released no pre-training code. docs/maclr.md lists what the abstract leaves
-open, our choices and their switches. B queries on this rank, W ranks, K keys in a queue, D = 128.
+A reconstruction (docs/method.md 2): the authors released no pre-training code. docs/maclr.md lists what the abstract
+leaves open, our choices and their switches. B queries on this rank, W ranks, K keys in a queue, D = 128.
 """
 
 from collections.abc import Callable

@@ -26,7 +26,7 @@ MODES = "auto", "shuffle", "split", "none"
 
 
 class Queue(nn.Module):
-    """The newest K keys of all ranks and the videos that they came from (METHOD 1.3): buffers of the checkpoint.
+    """The newest K keys of all ranks and the videos that they came from (docs/method.md 1.3); buffers of a checkpoint.
 
     It starts with random keys of length 1, whose id is -1: they are negatives like all others, of no video.
     parts: embeddings a key, one a head, side by side.
@@ -54,7 +54,7 @@ class Queue(nn.Module):
 class Encoder(nn.Module):
     """A backbone and its projection heads by name.
 
-    bf16: the backbone's body runs under autocast; tail and heads never do (METHOD 1.4).
+    bf16: the backbone's body runs under autocast; tail and heads never do (docs/method.md 1.4).
     """
 
     def __init__(self, backbone: Backbone, heads: Sequence[str], hidden: int, dim: int, bf16: bool = False):
@@ -100,7 +100,7 @@ def key_order(rows: int, *seed: int) -> Tensor:
 
 
 class KeyShuffle:
-    """Which rows share a BN batch with which: keys never with the companions of their queries (METHOD 1.3).
+    """Which rows share a BN batch with which: keys never with the companions of their queries (docs/method.md 1.3).
 
     mode: `shuffle` permutes the keys over all ranks (He et al. 2020, section 3.3), `split` over the groups of this
     rank's batch, whose BN is split, `none` not at all. group: clips that share BN statistics, part of the record.
@@ -170,7 +170,7 @@ class Learner(nn.Module):
         self.aligns = aligns(settings.alignment)
         if self.aligns and self.shuffle.group == 1 and settings.alignment.variant != "v1":
             raise RequestError("one clip shares its BN statistics with no other, which makes every channel weight of "
-                               "the alignment zero (METHOD 1.4); set a larger batch")
+                               "the alignment zero (docs/method.md 1.4); set a larger batch")
         self.query = self._encoder(make_backbone(), self.heads)
         self.key = momentum_twin(self.query)
         self.classifier = nn.Linear(3 * model.dim, 2) if "order" in self.heads else None

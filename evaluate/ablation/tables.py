@@ -22,7 +22,7 @@ HEADLINES = {
     "controls": ("knn", "motion_r@1", "background_r@1", "dense", "energy", "aligned_object"),
     "saliency": ("aligned_own_minus_other", "cam_own_minus_other"),
 }
-# UCF101 linear SVM, top-1: Tables 1 and 2 (METHOD 1.7), the inflated ImageNet weights for the untrained net. Of the
+# UCF101 linear SVM, top-1: Tables 1 and 2 (docs/method.md 1.7), inflated ImageNet weights for the untrained net. Of the
 # alignment 2D nets take L_s alone, so that mcl and mcl-s are one row there.
 PAPER = {
     "r2plus1d_50": {"seco": 77.98, "seco-ta": 78.26, "seco-sa": 79.54, "seco-ta-sa": 79.64, "mcl-t": 80.26,

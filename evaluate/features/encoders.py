@@ -20,8 +20,8 @@ from shared.nn.layers import Backbone
 from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS
 
 RANDOM, MEAN_IMAGE = "random", "mean-image"
-PAPER_CLIP, PAPER_SIZE = "16x2", 224                        # METHOD 1.7
-# What others are trained on: MaCLR's visual pathway (METHOD 2) and the small ones, ours.
+PAPER_CLIP, PAPER_SIZE = "16x2", 224                        # docs/method.md 1.7
+# What others are trained on: MaCLR's visual pathway (docs/method.md 2.1) and the small ones, ours.
 VIEWS = {"slow_50": ("8x8", 224), "slow_tiny": ("4x4", 48), "r2plus1d_tiny": ("8x2", 48), "r2plus1d_18": ("16x2", 112),
          "r3d_18": ("16x2", 112)}
 

@@ -23,7 +23,7 @@ from shared.store.place import Place
 from shared.store.reader import StoreReader
 from shared.store.record import read_json
 
-EDGE = 256 / 224      # short edge over view (METHOD 1.7)
+EDGE = 256 / 224      # short edge over view (docs/method.md 1.7)
 
 Window = tuple[int, int, int]      # a video's position in the index, its first frame looked at, and that after the last
 

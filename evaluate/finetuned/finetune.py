@@ -1,5 +1,5 @@
 """`finetune`: backbone and one linear layer trained on the labels, all layers, then asked with 20 clips x 3 crops
-(METHOD 1.7).
+(docs/method.md 1.7).
 
 M test videos, K classes.
 """

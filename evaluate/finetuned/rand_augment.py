@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020) of whole clips, with the released code's sixteen operations and ranges (METHOD 1.6).
+"""RandAugment (Cubuk et al. 2020) of whole clips, as in the released code: sixteen operations (docs/method.md 1.7).
 
 L frames of SxS pixels. Every draw is made once a clip; statistics are those of each frame, as on single images.
 """

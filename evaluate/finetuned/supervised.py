@@ -1,4 +1,4 @@
-"""Supervised training of a backbone and one linear layer, all layers (METHOD 1.7), resumable, on any number of ranks.
+"""Supervised training of a backbone and one linear layer (docs/method.md 1.7), resumable, on any number of ranks.
 
 B clips a forward over all ranks, C features, K classes. Every draw is a function of (seed, epoch, video) or (seed,
 update), and BN statistics are those of `bn_group` clips: neither an interruption nor the number of ranks changes them.

@@ -1,4 +1,4 @@
-"""`linear`: a linear classifier on frozen features (METHOD 1.7): SVM (UCF101) or softmax regression (Kinetics-400).
+"""`linear`: a linear classifier on frozen features (docs/method.md 1.7): SVM (UCF101) or softmax (Kinetics-400).
 
 N training videos, M test videos, C features, K classes.
 """

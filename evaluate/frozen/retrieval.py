@@ -1,4 +1,4 @@
-"""`retrieval`: test videos ask training videos by cosine, without any training (METHOD 1.7): R@1, 5, 10, 20.
+"""`retrieval`: test videos ask training videos by cosine, without any training (docs/method.md 1.7): R@1, 5, 10, 20.
 
 Q queries, G gallery videos, C features, k neighbours.
 """

@@ -1,4 +1,4 @@
-"""`verbs`: which verb each of the five events of a VidSitu clip shows (METHOD 2), from frozen features or fine-tuned.
+"""`verbs`: which verb each of a VidSitu clip's five events shows (docs/method.md 2.4); features frozen or fine-tuned.
 
 N events, C features, K verbs. Accuracy and recall are those of the dataset's own evaluation.
 """

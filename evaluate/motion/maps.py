@@ -1,6 +1,6 @@
 """Where a network looks, clip by clip, beside where something moves: Grad-CAM, aligned map and S-motion on one grid.
 
-n clips of L frames, HxW pixels of a stored frame, h'xw' positions of h. METHOD 1.4, 1.7.
+n clips of L frames, HxW pixels of a stored frame, h'xw' positions of h. docs/method.md 1.4, 1.7.
 """
 
 import copy
@@ -195,7 +195,7 @@ def part_maps(towers: Towers, train: tuple[Backbone, Backbone], shown: Sequence[
     for part, target in zip(query.split(batch), targets.split(batch)):
         cams.append(grad_cam(*differentiate(towers.query, part, towers.score(target))).mean(1))
     if key is not None:
-        # Clip i of every group, then clip i + 1: a key's companions are not its query's (METHOD 1.3).
+        # Clip i of every group, then clip i + 1: a key's companions are not its query's (docs/method.md 1.3).
         mixed = torch.arange(len(shown), device=device).view(-1, group).T.flatten()
         vectors = torch.cat([towers.keys(train[1], part) for part in key[mixed].split(group)])
         targets = vectors[mixed.argsort()]
@@ -253,7 +253,7 @@ def hot_masks(motion: np.ndarray) -> np.ndarray:
 
 
 def scores(maps: np.ndarray, target: np.ndarray, inside: np.ndarray, ids: Sequence[str]) -> dict[str, float]:
-    """How maps agree with a target, percent, each a mean over the clips whose target is not constant (METHOD 1.7).
+    """How maps agree with a target, percent, each a mean over clips whose target is not constant (docs/method.md 1.7).
 
     maps, target: (n, h', w') >= 0; inside: (n, h', w') bool, or the share of each position that is inside; ids: n, the
     clips' videos. `corr`: Pearson's r with the own clip's target (chance 0); `own_minus_other`: that less the mean r

@@ -1,4 +1,4 @@
-"""`saliency`: does the network look where something moves? Grad-CAM and aligned map beside S-motion (METHOD 1.7).
+"""`saliency`: does the network look where something moves? Grad-CAM, aligned map and S-motion (docs/method.md 1.7).
 
 A figure such as this proves nothing by itself: motion mostly lies in the middle of a frame. So every score stands
 beside those of one fixed map, the mean S-motion of the training videos, and beside the same map's agreement with the
@@ -104,7 +104,7 @@ def priors(request: Request, index: Index, found: ClipMaps, view: View) -> tuple
 
 def prior(motion: np.ndarray, split: str | None = None) -> np.ndarray:
     """(h', w') float64: mean over clips of S-motion, each over its own mean, since magnitudes of different videos are
-    not compared (METHOD 1.2). motion: (n, h', w') px/frame per px. Raises RequestError where nothing moves."""
+    not compared (docs/method.md 1.2). motion: (n, h', w') px/frame per px. Raises RequestError where nothing moves."""
     motion = np.asarray(motion, np.float64)[maps.moving(motion)]
     if not len(motion):
         raise RequestError(f"nothing moves in {'the videos' if split is None else f'split {split!r}'}, whose mean "

@@ -1,4 +1,4 @@
-"""`detection`: what each person does at AVA's keyframes (METHOD 2): frame mAP at IoU 0.5, person boxes given.
+"""`detection`: what each person does at AVA's keyframes (docs/method.md 2.4): frame mAP at IoU 0.5, person boxes given.
 
 P persons, K actions.
 """

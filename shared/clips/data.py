@@ -34,7 +34,7 @@ from shared.store.reader import StoreReader
 from shared.store.record import read_json
 
 MAX_OPEN = 64  # packs that a worker keeps open, all stores together
-DEFAULT_SPLITS = "train", "train1"  # METHOD.md 1.6: the training list; UCF101 and HMDB51 have three
+DEFAULT_SPLITS = "train", "train1"  # docs/method.md 1.6: the training list; UCF101 and HMDB51 have three
 ASSUMED_FPS = 25.0  # where the index knows no frame rate
 
 
@@ -157,7 +157,7 @@ class ClipData:
         return [dict(entry) for entry in self._provenance]
 
     def frame_size(self, number: int) -> tuple[int, int]:
-        """Height and width of the video's stored frames, pixels, as its pack's path says (FORMAT.md)."""
+        """Height and width of the video's stored frames, pixels, as its pack's path says (docs/format.md)."""
         store, position = self.videos[number]
         index = self.indexes[store]
         return _frame_size(index.pack_row(index.pack[position]).path)

@@ -103,7 +103,7 @@ def hot_mask(s_map: np.ndarray) -> tuple[np.float32, np.ndarray]:
 
 
 def pack_mask(mask: np.ndarray) -> np.ndarray:
-    """(h, w) bool -> (ceil(hw/8),) uint8, C order, most significant bit first, zero padded (FORMAT.md)."""
+    """(h, w) bool -> (ceil(hw/8),) uint8, C order, most significant bit first, zero padded (docs/format.md)."""
     return namespace(mask).packbits(mask.ravel())
 
 

@@ -1,4 +1,4 @@
-"""Motion inputs of MaCLR's second pathway, on the training device (METHOD 2: our reconstruction).
+"""Motion inputs of MaCLR's second pathway, on the training device (docs/method.md 2.1: our reconstruction).
 
 B clips, L frames, hxw pixels of a crop, SxS pixels of a view. Edges and flow are stored at half size: the cells that a
 crop touches are read, and resampled to the view at the crop's exact place.

@@ -47,9 +47,9 @@ def draw_clips(rng: np.random.Generator, clips: ClipIndex, frames: int, geometry
                sampling: Sampling) -> tuple[tuple[int, ...], int]:
     """Positions of the clips of query and keys, (q, q) or (q, q, k2, k3), and the order: 1 where q is after the pair.
 
-    One key: the query from all of the video. Three (METHOD.md 1.3): the query from one half, k2 <= k3 from the other;
-    the coin, motion-focused or not, falls once a sample (released code). Where a half holds no clip the furthest starts
-    are taken, non-identical where the video has two.
+    One key: the query from all of the video. Three (docs/method.md 1.3): the query from one half, k2 <= k3 from the
+    other; the coin, motion-focused or not, falls once a sample (released code). Where a half holds no clip the furthest
+    starts are taken, non-identical where the video has two.
     """
     order = int(rng.integers(2))
     focused = sampling.ta and rng.random() < sampling.ta_probability
@@ -73,7 +73,7 @@ def draw_clips(rng: np.random.Generator, clips: ClipIndex, frames: int, geometry
 
 def draw_pair(rng: np.random.Generator, clips: ClipIndex, last: int, near: float, far: float,
               sampling: Sampling) -> tuple[int, int]:
-    """Positions of the clips of query and key, `near` to `far` frames apart (MaCLR's positives, METHOD 2).
+    """Positions of the clips of query and key, `near` to `far` frames apart (MaCLR's positives, docs/method.md 2.2).
 
     Of all clips that start at frame `last` or before; where none lies at such a distance from the query's, the one that
     misses it least: in a short video the furthest. With TA both are motion-focused, over the median of the video.
@@ -128,7 +128,7 @@ def motion_region(s_map: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _released_box(rng: np.random.Generator, s_map: np.ndarray, size: tuple[int, int], area, aspect) -> Box:
-    """At most 20 sizes until one fits, then 40 positions of it, then the best of them (METHOD.md 1.2.2)."""
+    """At most 20 sizes until one fits, then 40 positions of it, then the best of them (docs/method.md 1.2.2)."""
     rows, columns, cover = motion_region(s_map)
     spans = rows * size[0] / REGION, columns * size[1] / REGION
     h, w = draw_size(rng, *size, area, aspect, tries=20)

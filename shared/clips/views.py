@@ -79,7 +79,7 @@ def make_views(batch: Batch, settings: Augment, size: int, target_shape: tuple[i
 
 
 def augment(clips: torch.Tensor, views: np.ndarray, settings: Augment) -> torch.Tensor:
-    """Colours and flips of clips, and ImageNet's normalisation (METHOD.md 1.2.4); `clips` is overwritten.
+    """Colours and flips of clips, and ImageNet's normalisation (docs/method.md 1.2.4); `clips` is overwritten.
 
     clips: (B, 3, L, S, S) float32 in [0, 1]; views: (B,) of `sampling.VIEW`, on the host. One draw a clip: all frames
     of a clip go through the same function, and contrast turns about the mean of the clip. What becomes of a clip does
@@ -125,7 +125,7 @@ def _change(images: torch.Tensor, chosen: np.ndarray, operation, factors: np.nda
 
 
 def motion_target(motion: list[torch.Tensor], views: np.ndarray, shape: tuple[int, int, int]) -> torch.Tensor:
-    """ST-motion in the query's crop at the size of h, flipped as the crop is (METHOD.md 1.2.5, 1.4).
+    """ST-motion in the query's crop at the size of h, flipped as the crop is (docs/method.md 1.2.5, 1.4).
 
     motion: B maps (L, h, w) of whole frames; views: (B,) of `sampling.VIEW`; shape: (T', h', w').
     Returns (B, T', h', w') float32, px/frame per px: the exact mean over each target cell's share of crop and time.

@@ -14,7 +14,7 @@ ENDINGS = frozenset("." + ending for ending in """
 
 LAYOUTS = {"folder": layouts.folder, "synthetic": layouts.folder, "ucf101": layouts.ucf101, "hmdb51": layouts.hmdb51,
            "kinetics400": layouts.kinetics400, "ssv2": ssv2.listing, "vidsitu": vidsitu.listing, "ava": ava.listing}
-ONE_SIDED = ("ssv2",)     # datasets whose classes tell left from right (METHOD 2)
+ONE_SIDED = ("ssv2",)     # datasets whose classes tell left from right (docs/method.md 2.4)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The backbones by name (METHOD 1.5, Table 3)."""
+"""The backbones by name (docs/method.md 1.5, Table 3)."""
 
 from shared.cli import RequestError, nearest
 from shared.nn import inception, resnet

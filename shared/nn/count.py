@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a backbone, counted as Table 3 counts (METHOD 1.5)."""
+"""Parameters and multiply-adds of a backbone, counted as Table 3 counts (docs/method.md 1.5)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Projection heads of the contrastive objectives (METHOD 1.3)."""
+"""Projection heads of the contrastive objectives (docs/method.md 1.3)."""
 
 from torch import nn
 

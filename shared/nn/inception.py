@@ -1,4 +1,4 @@
-"""Inception backbones: S3D (Xie et al. 2018, section 4; separable, no gating) and I2D, its 2D sibling (METHOD 1.5).
+"""Inception backbones: S3D (Xie et al. 2018, section 4; separable, no gating) and I2D, in 2D (docs/method.md 1.5).
 
 B clips, L frames, S pixels, T'xh'xw' positions of h. Kernels and strides are (time, rows, columns).
 """
@@ -106,7 +106,7 @@ class Inception(Backbone):
 
 
 def s3d(width: int) -> Inception:
-    """(B, 3, 16, 224, 224) -> h (B, 1024, 4, 7, 7): no stride in time in the last pool (METHOD 1.5)."""
+    """(B, 3, 16, 224, 224) -> h (B, 1024, 4, 7, 7): no stride in time in the last pool (docs/method.md 1.5)."""
     return Inception("s3d", width, frames=False)
 
 

@@ -1,4 +1,4 @@
-"""2D ImageNet weights in a video backbone (METHOD 1.5): MoCo v2 checkpoints and torchvision's ResNet-50.
+"""2D ImageNet weights in a video backbone (docs/method.md 1.5): MoCo v2 checkpoints and torchvision's ResNet-50.
 
 O, I channels out and in; T the temporal size of a kernel.
 """

@@ -1,4 +1,4 @@
-"""Batch norm over groups of the batch: shuffling BN's stand-in on one GPU (METHOD 1.3).
+"""Batch norm over groups of the batch: shuffling BN's stand-in on one GPU (docs/method.md 1.3).
 
 B clips, G groups, C channels.
 """

@@ -1,4 +1,4 @@
-"""Residual backbones: R(2+1)D-50, R2D-50, R(2+1)D-18, R3D-18 and the tiny R(2+1)D (METHOD 1.5).
+"""Residual backbones: R(2+1)D-50, R2D-50, R(2+1)D-18, R3D-18 and the tiny R(2+1)D (docs/method.md 1.5).
 
 B clips, L frames, S pixels, C channels of h, T'xh'xw' its positions. Kernels and strides are (time, rows, columns).
 The 50-layer nets name their parts as torchvision's ResNet does, with `temporal2` beside `conv2`, so that 2D weights
@@ -159,8 +159,8 @@ def bottlenecks(width: int, depths: Sequence[int], temporal: bool = False,
 
 
 def slow(name: str, width: int, depths: Sequence[int], first: Sequence[int], pool: bool) -> ResNet:
-    """MaCLR's pathways (METHOD 2, reconstruction): a stem of 5x7x7, then SlowFast's Slow-only bottlenecks, whose first
-    convolution alone sees time; nothing strides or pools in time."""
+    """MaCLR's pathways (docs/method.md 2.1, reconstruction): a stem of 5x7x7, then SlowFast's Slow-only bottlenecks,
+    whose first convolution alone sees time; nothing strides or pools in time."""
     stages = bottlenecks(width, depths, first=first)
     stem = stem_of(Conv(3, width, (5, 7, 7), (1, 2, 2)), width, pool)
     return ResNet(name, width, stem, stages, stages[-1][-1].conv3.out_channels)

@@ -47,7 +47,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Motion:
-    """Motion boundary and map (METHOD.md 1.1); border_px is zeroed for scores and crop indices only."""
+    """Motion boundary and map (docs/method.md 1.1); border_px is zeroed for scores and crop indices only."""
 
     derivative: str
     combine: str

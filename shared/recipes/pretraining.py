@@ -2,7 +2,7 @@
 
 `Pretraining` is what is computed: it goes into the checkpoint, and a run is resumed only with the same one.
 `RunTraining` (settings under `run.`) says where and how, and may change between a run and its resumption.
-Terms as in METHOD.md: MCL 1.2 (sampling, augmentation), 1.3 (contrast), 1.4 (alignment), 1.6 (optimisation); MaCLR 2.
+Terms as in docs/method.md 1.2 (sampling, augmentation), 1.3 (contrast), 1.4 (alignment), 1.6 (optimisation), 2 (MaCLR).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from shared.recipes.settings import apply_settings, build, load_document
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which clips and crops a sample is made of (METHOD 1.2, 1.3).
+    """Which clips and crops a sample is made of (docs/method.md 1.2, 1.3).
 
     clip: LxS; size: pixels of the square view; ta: motion-focused clips, with probability ta_probability, the median
     taken over the clips of a `half` of the video or all of the `video`; sa: motion-focused crops, as the `paper` or as
@@ -48,8 +48,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Augment:
-    """Colour jitter strengths and the probabilities of each step (METHOD 1.2.4); blur_*: sigma in pixels of the view.
-    One draw a clip, the same in all its frames."""
+    """Colour jitter strengths and the probabilities of each step (docs/method.md 1.2.4); blur_*: sigma in pixels of the
+    view. One draw a clip, the same in all its frames."""
 
     brightness: float
     contrast: float
@@ -76,7 +76,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The contrastive learner (METHOD 1.3).
+    """The contrastive learner (docs/method.md 1.3).
 
     inter, intra: weights; order: weight, or `epoch` for epoch/epochs; queue: keys; momentum: of the EMA;
     bn: `auto` (shuffling BN over ranks, split BN on one), `shuffle`, `split` or `none`; bn_group: clips a split group.
@@ -95,7 +95,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Alignment:
-    """The motion alignment loss (METHOD 1.4).
+    """The motion alignment loss (docs/method.md 1.4).
 
     variant: none, v1, v2 or v3 (Eqs. 4-6); st, s, t: the terms of Eq. 7; form: renormalised, literal or released;
     weights_per_step: w_c a time step (released code); double_epochs: epochs at twice the weight (released code: 5);
@@ -115,7 +115,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Maclr:
-    """MaCLR's motion pathway, its terms and its positives (METHOD 2: our reconstruction; docs/maclr.md).
+    """MaCLR's motion pathway, its terms and its positives (docs/method.md 2: our reconstruction; docs/maclr.md).
 
     motion_input: `edges`, `flow` or `difference` (of neighbouring RGB frames), of the same clip, crop and flip as the
     visual input; motion_clip: LxS, as many frames L*S as the visual clip; motion_backbone, motion_width: its network,
@@ -152,7 +152,7 @@ class Maclr:
 
 @dataclass(frozen=True)
 class Optimise:
-    """SGD and its schedule (METHOD 1.6).
+    """SGD and its schedule (docs/method.md 1.6).
 
     Either epochs or steps decides the length, the other is 0; batch: queries of all ranks; warmup_from: share of lr at
     the first step.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shared.clips.index import ClipGeometry
     from shared.recipes.pretraining import Alignment, Maclr, Pretraining, RunTraining
 
-FRAME_NETS = ("r2d_50", "i2d")     # 2D nets: they see single frames, so only L_s applies (METHOD 1.4)
+FRAME_NETS = ("r2d_50", "i2d")     # 2D nets: they see single frames, so only L_s applies (docs/method.md 1.4)
 FRAME_CLIP = "1x1"
 TERMS = ("st", "s", "t")
 

@@ -4,7 +4,7 @@
 
 The first frames of synthetic and, where at hand, of real videos: flow, edges, means over 2x2 pixels, as preprocessing
 stores them. Error of q in value = 10 (q/255)^2, alone and over the value; beside it edges derived from stored flow
-(means over 2x2 pixels in half precision), which MaCLR's motion pathway therefore does not read (METHOD 2).
+(means over 2x2 pixels in half precision), which MaCLR's motion pathway therefore does not read (docs/method.md 2.1).
 """
 
 import argparse

@@ -128,7 +128,7 @@ def test_videos_of_another_store_were_not_trained_on(store, dataset, seen):
 
     pairs = [(None, None)]
     here = ["9 test videos of the store were in the pre-training list 'train', which saw them without labels "
-            "(METHOD 1.6)."]
+            "(docs/method.md 1.6)."]
     assert said() == (here if seen else [])
     assert said(store=str(store)) == said(index=index.generation) == here
     pairs = [("test", None)]                                      # --leave-out group --train-split test
@@ -136,7 +136,7 @@ def test_videos_of_another_store_were_not_trained_on(store, dataset, seen):
 
 
 def test_imagenet_weights_are_missed_where_the_paper_has_them(store):
-    """MCL's numbers start from them; MaCLR's reconstruction does not (METHOD 2)."""
+    """MCL's numbers start from them; MaCLR's reconstruction does not (docs/method.md 2)."""
     def said(pipeline):
         recipe = load_training(pipeline).recipe.to_dict()
         encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint", "recipe": recipe})

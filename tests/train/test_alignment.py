@@ -29,7 +29,7 @@ def total_cost(aligned, target, settings) -> torch.Tensor:
 
 
 def oracle(aligned: list, target: list, form: str) -> dict[str, float]:
-    """Costs of one clip from nested lists [t][y][x], as METHOD 1.4 words them; the target moves, the map lives."""
+    """Costs of one clip from nested lists [t][y][x], by docs/method.md 1.4; the target moves, the map lives."""
     steps, rows, columns = len(aligned), len(aligned[0]), len(aligned[0][0])
     cells = list(itertools.product(range(rows), range(columns)))
 
@@ -93,7 +93,7 @@ def test_costs_pass_gradcheck(form, term):
 
 
 def test_literal_pools_without_normalising_again():
-    """METHOD 1.4: Eq. 7 to the letter shrinks the pooled maps, so that even a perfect map costs something."""
+    """docs/method.md 1.4: Eq. 7 to the letter shrinks the pooled maps, so that even a perfect map costs something."""
     target = torch.rand(1, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     costs = {form: alignment_costs(target, target, adapted(form=form)) for form in FORMS}
     assert all(float(cost) == pytest.approx(0, abs=1e-12) for form in ("renormalised", "released")
@@ -289,7 +289,7 @@ def encode(make_recipe, make_learner):
 
 
 def test_the_gradient_varies_over_positions_at_h(encode):
-    """METHOD 1.4: in train mode, before the last BN, over the positions that the ReLU lets through."""
+    """docs/method.md 1.4: in train mode, before the last BN, over the positions that the ReLU lets through."""
     similarity, h, target = encode("conv")
     g = gradient_maps(similarity, h)
     gradient = torch.autograd.grad(motion_alignment(similarity, h, target, DEFAULT)["mal"], h)[0]

@@ -247,7 +247,7 @@ def blurred_views(recipe, seed):
 @pytest.mark.slow
 def test_bf16_gives_the_float32_gradient(make_recipe, make_learner):
     """Cosine of the backbone's gradient above 0.99 with BN in eval mode, fresh and after 30 steps: MCL, and InfoNCE and
-    MAL alone. In train mode a young net is too ill-conditioned (METHOD 1.4): there MCL is held beside InfoNCE."""
+    MAL alone. In train mode a young net is ill-conditioned (docs/method.md 1.4): there MCL is held beside InfoNCE."""
     size = {"sampling.size": 48, "model.width": 12, "model.hidden": 64, "model.dim": 32, "optimise.batch": 16,
             "contrast.queue": 512, "contrast.bn_group": 8, "contrast.momentum": 0.99}
     losses = {"mcl": {}, "nce": {"alignment.variant": "none"},

@@ -1,4 +1,4 @@
-"""Motion alignment loss, MAL (MCL section 3.3, Eqs. 4-7; METHOD 1.4).
+"""Motion alignment loss, MAL (MCL section 3.3, Eqs. 4-7; docs/method.md 1.4).
 
 B queries, C channels and T'xh'xw' positions of h, M the aligned map, m the target.
 """
@@ -75,7 +75,7 @@ def compiled_between(similarity: Tensor, h: Tensor) -> str | None:
 
 
 def alignment_costs(aligned: Tensor, target: Tensor, settings: Alignment) -> dict[str, Tensor]:
-    """Cost (B,) of each switched term, by the settings' form (Eq. 7; METHOD 1.4). Zero targets are the caller's.
+    """Cost (B,) of each switched term, by the settings' form (Eq. 7; docs/method.md 1.4). Zero targets: the caller.
 
     renormalised: pooled maps are normalised, each term is 2 - 2 cos. literal: the normalised ST map is pooled and not
     normalised again. released: 1 - cos, and the ST term time step by time step, weighted by a softmax over the steps of

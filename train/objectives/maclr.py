@@ -1,4 +1,4 @@
-"""MaCLR's objective: L_vv + w (L_vm + L_mv), and L_mm by a switch (METHOD 2: our reconstruction from the abstract).
+"""MaCLR's objective: L_vv + w (L_vm + L_mv), and L_mm by a switch (docs/method.md 2.2: our reconstruction).
 
 B queries, W ranks, K keys of a queue, D = 128. Embeddings have length 1; keys carry no gradient.
 """

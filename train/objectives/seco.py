@@ -1,4 +1,4 @@
-"""The contrastive terms: inter (InfoNCE, MCL Eq. 3), intra and order (SeCo; METHOD 1.3).
+"""The contrastive terms: inter (InfoNCE, MCL Eq. 3), intra and order (SeCo; docs/method.md 1.3).
 
 B queries, P positives a query (1 or 3), K keys of the queue, D = 128. Embeddings have length 1; keys carry no gradient.
 """
@@ -42,7 +42,7 @@ def order_loss(logits: Tensor, order: Tensor) -> Tensor:
 
 @torch.no_grad()
 def in_batch_accuracy(q: Tensor, keys: Tensor, first: int = 0) -> Tensor:
-    """Share of queries nearer to their own key than to any other of the batch (METHOD 1.3).
+    """Share of queries nearer to their own key than to any other of the batch (docs/method.md 1.3).
 
     q: (B, D) of this rank; keys: (W * B, D), the k1 of the global batch; the key of query i is keys[first + i].
     Unlike the accuracy over the queue it cannot rise because the positive is merely the newest key.

@@ -44,7 +44,7 @@ def get(store, encoder, tmp_path):
 
 
 def slowly(encoder, store, video, clips, geometry, size, short_edge):
-    """The feature of one video as METHOD 1.7 says it, a clip after the other in float64."""
+    """The feature of one video as docs/method.md 1.7 says it, a clip after the other in float64."""
     reader = StoreReader(store)
     count = int(reader.index.frames[reader.index.position(video)])
     span = (geometry.length - 1) * geometry.stride + 1

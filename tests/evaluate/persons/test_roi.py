@@ -50,7 +50,7 @@ def test_a_ramp_gives_the_middles_of_the_bins():
 
 @pytest.mark.parametrize("name, length", [("slow_tiny", 4), ("r2plus1d_tiny", 8)])
 def test_a_person_is_the_maximum_over_bins_of_the_mean_over_time(name, length):
-    """METHOD 2: RoIAlign on temporally pooled features."""
+    """docs/method.md 2.4: RoIAlign on temporally pooled features."""
     torch.manual_seed(0)
     net, clips = build_backbone(name).eval(), torch.randn(2, 3, length, 32, 48)
     boxes = np.array([(0.1, 0.2, 0.6, 0.9), (0.5, 0.0, 1.0, 0.5), (0.0, 0.0, 1.0, 1.0)])

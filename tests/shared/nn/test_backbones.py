@@ -46,7 +46,7 @@ def test_every_backbone_is_tested():
     ("i2d", 1, 5.600e6, 1.51e9, (1024, 1, 7, 7)),
 ])
 def test_table_3(name, length, parameters, flops, shape):
-    """The first three are Table 3's; the others were counted apart (METHOD 1.5)."""
+    """The first three are Table 3's; the others were counted apart (docs/method.md 1.5)."""
     with torch.device("meta"):
         backbone = build_backbone(name)
     counts = count(backbone, length, 224)
@@ -77,7 +77,7 @@ def test_the_pathways_of_maclr(name, width, length, size, parameters, flops, sha
 
 
 def test_temporal_kernels_of_the_pathways():
-    """5 in the stem, 1, 1, 3, 3 in the stages, in the first convolution of each block (METHOD 2)."""
+    """5 in the stem, 1, 1, 3, 3 in the stages, in the first convolution of each block (docs/method.md 2.1)."""
     stages = build_backbone("slow_50", 1).stages
     for stage, size in zip(stages, (1, 1, 3, 3)):
         for block in stage:
@@ -164,7 +164,7 @@ def test_the_tail_begins_with_batch_norm(small):
 
 
 def test_gradient_varies_at_h_and_not_at_the_output(small):
-    """Why h is taken before BN (METHOD 1.4): behind the pool every position has the same gradient."""
+    """Why h is taken before BN (docs/method.md 1.4): behind the pool every position has the same gradient."""
     backbone, x = small
     with torch.no_grad():
         h, rest = backbone.body(x)

@@ -68,7 +68,7 @@ def test_the_rows_of_tables_1_and_2(name):
     if variant != "none":
         assert [term for term in TERMS if getattr(r.alignment, term)] == terms.split()
     assert score in training.about
-    # METHOD 1.6
+    # docs/method.md 1.6
     assert (r.model.backbone, r.sampling.clip, r.sampling.size) == ("r2plus1d_50", "16x2", 224)
     assert (r.optimise.batch, r.optimise.lr, r.optimise.epochs, r.optimise.momentum) == (64, 0.01, 200, 0.9)
     assert (r.contrast.queue, r.contrast.temperature, r.contrast.momentum) == (131072, 0.1, 0.999)

@@ -1,4 +1,4 @@
-"""FORMAT 1 as written down, and zarr-python's own reading of the documents."""
+"""Format 1 as docs/format.md has it, and zarr-python's own reading of the documents."""
 
 import json
 from pathlib import Path
