@@ -8,7 +8,7 @@ import numpy as np
 from evaluate.features.extract import Features, View, extract
 from evaluate.finetuned.labelled import Samples
 from evaluate.protocol import Request
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.store.index import Index
 
 TRAIN = "train", "train1"     # what a store's training splits are called
@@ -67,9 +67,10 @@ def gather_features(request: Request) -> Found | None:
                "classes": len(np.unique(np.concatenate([part.labels for part in labelled])))}
     notes = []
     if counts["looped"]:
-        notes.append(f"{counts['looped']} videos are shorter than a clip of {view.geometry}; their frames repeat.")
+        short = plural(counts["looped"], "video is", "videos are")
+        notes.append(f"{short} shorter than a clip of {view.geometry}; the frames repeat.")
     if unlabelled:
-        notes.append(f"{unlabelled} videos without a label are left out.")
+        notes.append(f"{plural(unlabelled, 'video without a label is', 'videos without a label are')} left out.")
     return Found(folds, train.classes, counts, notes)
 
 
@@ -92,13 +93,12 @@ def _leave_out(features: Features, request: Request) -> list[Fold]:
 def group_names(groups: Sequence[str], request: Request) -> list[str]:
     """The groups to be left out in turn. Raises RequestError for a single one and for videos (of `groups`) without."""
     if not all(groups):
-        raise RequestError(f"--leave-out group: {sum(not group for group in groups)} of {len(groups)} videos of "
-                           f"{request.store} have no group; give every one a group in the annotations CSV and make the "
-                           "store anew")
+        bare = plural(sum(not group for group in groups), "video")
+        raise RequestError(f"--leave-out group: {bare} of {len(groups):,} of {request.store} without a group; give "
+                           "every one a group in the annotations CSV and make the store anew")
     names = sorted(set(groups))
     if len(names) < 2:
-        raise RequestError(f"--leave-out group: all {len(groups)} videos are of group {names[0]!r}; expected two "
-                           "groups or more")
+        raise RequestError(f"--leave-out group: every video is of group {names[0]!r}; expected two groups or more")
     return names
 
 
@@ -126,5 +126,5 @@ def check_apart(index: Index, train: str, test: str) -> None:
     """Raises RequestError where a video is in both splits."""
     shared = sum(train in splits and test in splits for splits in (text.split(";") for text in index.split_text))
     if shared:
-        raise RequestError(f"--train-split {train!r} and --test-split {test!r} share {shared} videos of {index.store}; "
-                           "expected splits that share none, such as train1 and test1")
+        raise RequestError(f"--train-split {train!r} and --test-split {test!r} share {plural(shared, 'video')} of "
+                           f"{index.store}; expected splits that share none, such as train1 and test1")

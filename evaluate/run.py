@@ -32,7 +32,7 @@ from evaluate.folds import TRAIN, check_apart, default_split
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
 from evaluate.report import compare, page, pictures
 from evaluate.settings import Settings
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.clips.index import ClipGeometry
 from shared.nn.checkpoint import FINETUNED
 from shared.nn.distributed import World, close_world, open_world
@@ -200,8 +200,8 @@ def split_pairs(index: Index, args: argparse.Namespace) -> list[tuple[str | None
     trains = default_split(index, args.train_split, TRAIN, "--train-split", protocol.grouped).split(",")
     tests = default_split(index, args.test_split, protocol.tests, "--test-split", protocol.grouped).split(",")
     if len(trains) != len(tests):
-        raise RequestError(f"--train-split names {len(trains)} splits, --test-split {len(tests)}; expected as many of "
-                           "each")
+        raise RequestError(f"--train-split names {plural(len(trains), 'split')}, --test-split {len(tests)}; expected "
+                           "as many of each")
     for train, test in zip(trains, tests):
         choose(index, train, "--train-split"), choose(index, test, "--test-split")
         check_apart(index, train, test)
@@ -240,11 +240,12 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
             for train, test in pairs:
                 asked = test or train                      # every video of `train` in turn, with --leave-out
                 both = len(seen & set(choose(index, asked).tolist()))
+                tested = f"{plural(both, 'test video')} of {asked or 'the store'} {'was' if both == 1 else 'were'}"
                 if both and trained.get("labels"):
-                    out.append(f"{both:,} test videos of {asked or 'the store'} were in the training list "
+                    out.append(f"{tested} in the training list "
                                f"{trained['split']!r} of this checkpoint, WITH their labels: the numbers are no test.")
                 elif both:
-                    out.append(f"{both:,} test videos of {asked or 'the store'} were in the pre-training list "
+                    out.append(f"{tested} in the pre-training list "
                                f"{trained['split']!r}, which saw them without labels (docs/method.md 1.6).")
         recipe = encoder.provenance.get("recipe") if encoder.provenance["kind"] != FINETUNED else None
         if recipe and "maclr" not in recipe and not encoder.provenance.get("init") and \
@@ -261,11 +262,11 @@ def background_figures(out: Path, encoder: Encoder, index: Index, document: dict
     rows = read_rows(encoder.run / "metrics.jsonl") if encoder.run else []
     if len(rows) > 1:
         figures.save(pictures.curves_figure(rows), out / "curves.png")
-        shown.append(Figure(out / "curves.png", f"Learning curves of the pre-training, {len(rows):,} logged steps; "
-                                                "strong lines: running means."))
+        shown.append(Figure(out / "curves.png", f"Learning curves of the pre-training, "
+                            f"{plural(len(rows), 'logged step')}; strong lines: running means."))
     picture = store_picture(index, document, ClipGeometry.parse(document["recipe"]["clips"]["geometries"][0]))
     figures.save(overview.store_figure(picture), out / "store.png")
-    return [*shown, Figure(out / "store.png", f"The store: {len(index):,} videos of {document['dataset']}.")]
+    return [*shown, Figure(out / "store.png", f"The store: {plural(len(index), 'video')} of {document['dataset']}.")]
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -9,7 +9,7 @@ import errno
 from collections import defaultdict
 from pathlib import Path
 
-from shared.cli import DONE, FAILURES, Arguments, Progress, RequestError, command, size
+from shared.cli import DONE, FAILURES, Arguments, Progress, RequestError, command, plural, size
 from shared.recipes.preprocessing import pack_recipe_hash, recipe_hash
 from shared.store.index import (
     FAILURE_SUMS,
@@ -237,8 +237,8 @@ def _stray_files(store: Path, findings: Findings, running: bool) -> None:
     """Whatever is in the store and should not be."""
     unfinished = partials(store)
     if unfinished and not running:
-        findings.notes.append(f"{len(unfinished)} half-written files or folders of a stopped run; the next run removes "
-                              "them")
+        half = plural(len(unfinished), "half-written file or folder", "half-written files or folders")
+        findings.notes.append(f"{half} of a stopped run; the next run cleans up")
     past = generations(store)
     if past and not running and (store / "current").exists() and \
             findings.attempt(current_generation, store) not in (past[-1], None):
@@ -268,8 +268,9 @@ def main(argv: list[str]) -> int:
     for text in dict.fromkeys(cure(line, findings.store) for line in problems):
         if text:
             print(f"what helps: {text}")
-    counts = f"{findings.packs} packs, {findings.videos} videos, {findings.frames} frames, {size(findings.bytes)}"
-    print(f"{counts}: " + (f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "all is well"))
+    counts = (f"{plural(findings.packs, 'pack')}, {plural(findings.videos, 'video')}, "
+              f"{plural(findings.frames, 'frame')}, {size(findings.bytes)}")
+    print(f"{counts}: {plural(len(problems), 'problem') if problems else 'all is well'}")
     return FAILURES if problems else DONE
 
 

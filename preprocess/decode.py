@@ -18,6 +18,8 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
+from shared.cli import plural
+
 MIN_SIDE = 16  # px; TV-L1's coarsest scale needs this much
 MAX_FPS = 1000.0  # above it a header's rate is a time base, not a rate
 ASSUMED_FPS = 25.0  # where a file states no usable rate
@@ -119,7 +121,7 @@ class Decoder:
 
     @property
     def note(self) -> str:
-        corrupt = f"{self.corrupt} frame{'s' * (self.corrupt > 1)} flagged corrupt" if self.corrupt else ""
+        corrupt = f"{plural(self.corrupt, 'frame')} flagged corrupt" if self.corrupt else ""
         return "; ".join(filter(None, (self._fps_note, corrupt)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -184,7 +186,7 @@ def probe(path: str | Path) -> Probe:
         frames = stream.frames if stream.frames > 0 else round(max(duration, 0.0) * fps)
         most = max(1, os.path.getsize(path) // MIN_BYTES_PER_FRAME)
         if not 1 <= frames <= most:
-            note = "; ".join(filter(None, (note, f"headers claim {frames} frames")))
+            note = "; ".join(filter(None, (note, f"headers claim {plural(frames, 'frame')}")))
             frames = min(max(frames, 1), most)
             duration = frames / fps
         return Probe(frames, duration if duration > 0 else frames / fps, fps, height, width, note)
@@ -241,7 +243,7 @@ def _decoded(container, stream):
             yield frame
             count += 1
     except av.error.FFmpegError as error:
-        after = f"damaged after {count} frames" if count else "no frame could be decoded"
+        after = f"damaged after {plural(count, 'frame')}" if count else "no frame could be decoded"
         raise VideoError(f"{after}: {_words(error)}", "decode", count) from error
     if not count:
         raise VideoError("no frame could be decoded", "decode")

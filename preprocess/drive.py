@@ -17,7 +17,7 @@ from preprocess.plan import Cost, Plan
 from preprocess.session import Session
 from preprocess.task import Misplanned, PackReport, PackTask, make_pack
 from shared import cli
-from shared.cli import Progress, Stopped, duration, size
+from shared.cli import Progress, Stopped, duration, plural, size
 from shared.recipes.preprocessing import Pipeline, Run
 from shared.store.lease import held
 from shared.store.place import ObjectPath, Place
@@ -103,14 +103,15 @@ class Tally:
     def show(self, force: bool = False) -> None:
         videos, frames = self.videos + self.under_way[0], self.frames + self.under_way[1]
         elapsed = max(time.monotonic() - self.began, 1e-3)
-        alone = f", {self.alone:,} packs tried video by video" if self.alone else ""
-        self.progress.update(frames, f"{self.packs:,} of {self.packs_planned:,} packs, {videos:,} videos "
-                                     f"({videos / elapsed:.2f}/s), {frames:,} frames ({frames / elapsed:.1f}/s), "
-                                     f"{len(self.session.failures):,} failures{alone}", force=force)
+        alone = f", {plural(self.alone, 'pack')} tried video by video" if self.alone else ""
+        self.progress.update(frames, f"{self.packs:,} of {plural(self.packs_planned, 'pack')}, "
+                                     f"{plural(videos, 'video')} ({videos / elapsed:.2f}/s), "
+                                     f"{plural(frames, 'frame')} ({frames / elapsed:.1f}/s), "
+                                     f"{plural(len(self.session.failures), 'failure')}{alone}", force=force)
 
     def close(self) -> None:
-        self.progress.close(text=f"{self.packs:,} packs, {self.videos:,} videos, {self.frames:,} frames, "
-                                 f"{len(self.session.failures):,} failures")
+        self.progress.close(text=f"{plural(self.packs, 'pack')}, {plural(self.videos, 'video')}, "
+                                 f"{plural(self.frames, 'frame')}, {plural(len(self.session.failures), 'failure')}")
 
 
 def make_packs(session: Session, plan: Plan, cost: Cost, crew: Crew) -> None:
@@ -225,7 +226,7 @@ def _find_killers(session: Session, deaths: list[Outcome], cost: Cost, crew: Cre
 def _row(outcome: Outcome, limits: Resources) -> FailureRow:
     """The failure of a task of one video; every try counts."""
     video, tries = outcome.task.videos[0], outcome.attempts
-    return FailureRow(video.id, video.path, f"{_verdict(outcome.kind, limits)}, {tries} time{'s' * (tries > 1)}",
+    return FailureRow(video.id, video.path, f"{_verdict(outcome.kind, limits)}, {plural(tries, 'time')}",
                       "process", sum(outcome.task.attempts) + tries)
 
 
@@ -243,6 +244,7 @@ def _too_much(hopeless: list[Outcome], cost: Cost, crew: Crew) -> str:
     limits, task = _limits([first.task], cost, crew), first.task
     cure = {"timeout": "raise it with --set run.time_limit_s=", "memory": "raise it with --set run.memory_gb=",
             "died": "see that nothing else ends the workers, such as a lack of memory"}[first.kind]
-    return (f"{len(hopeless):,} packs could not be made though none of their videos fails alone (first {task.name}, "
-            f"{len(task.videos)} videos: {_verdict(first.kind, limits)}, {first.attempts} times); {cure}, then run the "
-            f"same command again to go on; all else is done")
+    return (f"{plural(len(hopeless), 'pack')} could not be made though no video of "
+            f"{'it' if len(hopeless) == 1 else 'theirs'} fails alone (first {task.name}, "
+            f"{plural(len(task.videos), 'video')}: {_verdict(first.kind, limits)}, {plural(first.attempts, 'time')}); "
+            f"{cure}, then run the same command again to go on; all else is done")

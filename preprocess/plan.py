@@ -18,7 +18,7 @@ from preprocess.decode import Probe, VideoError, count_frames, frame_size, probe
 from preprocess.flow import runs_here
 from preprocess.isolate import ChildProcess, Died, InProcess
 from preprocess.task import Misplanned, PackReport, PackTask, make_pack
-from shared.cli import Progress, RequestError, duration, size
+from shared.cli import Progress, RequestError, duration, plural, size
 from shared.datasets.catalog import Catalog, Video
 from shared.recipes.preprocessing import Recipe, Run
 from shared.store.place import ObjectPath, Place
@@ -144,8 +144,8 @@ def _probe_all(catalog: Catalog, videos: list[Video], recipe: Recipe, reader: In
         except Died:
             found = [_probe_alone(path, recipe, reader) for path in paths]
         yield from zip(batch, found)
-        progress.update(at + len(batch), f"{at + len(batch):,} of {len(videos):,} videos")
-    progress.close(text=f"{len(videos):,} videos")
+        progress.update(at + len(batch), f"{at + len(batch):,} of {plural(len(videos), 'video')}")
+    progress.close(text=plural(len(videos), "video"))
 
 
 def _probe_alone(path: Path, recipe: Recipe, reader: InProcess | ChildProcess):
@@ -294,17 +294,17 @@ def describe(plan: Plan, cost: Cost, catalog: Catalog, done: int, backend: str) 
     count = sum(len(pack.videos) for pack in plan.packs)
     shapes = {pack.frame_size for pack in plan.packs}
     lines = [f"videos   {count:,} to do, {done:,} done, {len(plan.failures):,} unreadable, "
-             f"{len(catalog.absent):,} absent, {catalog.ignored:,} files ignored",
-             f"packs    {len(plan.packs):,} of {len(shapes):,} frame size{'s' * (len(shapes) != 1)}"]
+             f"{len(catalog.absent):,} absent, {plural(catalog.ignored, 'file')} ignored",
+             f"packs    {len(plan.packs):,} of {plural(len(shapes), 'frame size')}"]
     if plan.packs:
-        lines += [f"frames   {cost.frames:,.0f}", f"disk     {size(cost.bytes)} in {cost.files:,} files"]
+        lines += [f"frames   {cost.frames:,.0f}", f"disk     {size(cost.bytes)} in {plural(cost.files, 'file')}"]
     if plan.packs and cost.wall_s is None:
         lines.append("time     not measured: " + ("no sample video has more than two good frames" if runs_here(backend)
                                                   else f"flow on {backend} cannot run on this machine"))
     elif plan.packs:
         hours = f"{cost.wall_s / 3600:.2g} GPU-hours" if backend == "cuda" else f"{cost.cpu_s / 3600:.2g} CPU-hours"
         lines += [f"compute  {hours} with flow on {backend}",
-                  f"time     {duration(cost.wall_s)} on this machine ({os.cpu_count()} cores)"]
+                  f"time     {duration(cost.wall_s)} on this machine ({plural(os.cpu_count(), 'core')})"]
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from shared import cli, motion
-from shared.cli import Progress, RequestError
+from shared.cli import Progress, RequestError, plural
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.recipes.preprocessing import recipe_hash
 from shared.store.chunks import decode_rows
@@ -77,8 +77,8 @@ def rebuild(store: Place) -> None:
     except StoreError as error:
         restored += f"; {error}, so failures that no pack knows are tried again by the next run"
     write_failures(store, failures)
-    print(f"index of {store} rebuilt from {len(packs):,} packs: {len(videos):,} videos, {len(failures):,} failures"
-          f"{restored}")
+    print(f"index of {store} rebuilt from {plural(len(packs), 'pack')}: {plural(len(videos), 'video')}, "
+          f"{plural(len(failures), 'failure')}{restored}")
 
 
 def restore_description(store: Place) -> str:
@@ -130,7 +130,7 @@ def add_everywhere(store: Place, geometry: ClipGeometry) -> None:
                 packs[row.pack] = add_to_pack(store, row, geometry, recipe["clips"]["step"], border // motion.CELL)
                 added += 1
             done += row.frames
-            progress.update(done, f"{added:,} packs")
+            progress.update(done, plural(added, "pack"))
             if time.monotonic() - published > PUBLISH_S:
                 publish(store, list(packs.values()), videos)
                 published = time.monotonic()
@@ -142,7 +142,7 @@ def add_everywhere(store: Place, geometry: ClipGeometry) -> None:
         recipe["clips"]["geometries"].append(str(geometry))
         document["recipe_hash"] = recipe_hash(recipe)
         write_json_atomic(store / "store.json", document)
-    print(f"clips {geometry}: added to {added:,} of {len(rows):,} packs of {store}")
+    print(f"clips {geometry}: added to {added:,} of {plural(len(rows), 'pack')} of {store}")
 
 
 def add_to_pack(store: Place, row: PackRow, geometry: ClipGeometry, step: int, border: int) -> PackRow:

@@ -20,7 +20,7 @@ from preprocess.isolate import ChildProcess, InProcess
 from preprocess.session import Session, agree, check_place
 from preprocess.synthetic import make_videos
 from preprocess.task import FlowError, flow_parameters
-from shared.cli import RequestError, Stopped, duration, size
+from shared.cli import RequestError, Stopped, duration, plural, size
 from shared.clips.index import ClipGeometry
 from shared.datasets.catalog import Catalog, open_catalog
 from shared.recipes.preprocessing import Pipeline, load_pipeline
@@ -111,8 +111,8 @@ def show_plan(session: Session, retry_failed: bool, reader: InProcess | ChildPro
     """Print what the run would do and take; writes nothing."""
     plan, cost = prepare(session, retry_failed, reader)
     for pack in plan.packs:
-        print(f"  pack {pack.name}  {pack.frame_size[0]}x{pack.frame_size[1]}  {len(pack.videos)} videos  "
-              f"{pack.frames:,} frames")
+        print(f"  pack {pack.name}  {pack.frame_size[0]}x{pack.frame_size[1]}  {plural(len(pack.videos), 'video')}  "
+              f"{plural(pack.frames, 'frame')}")
     planning.refuse_if_too_large(cost, session.store)
     return cli.DONE
 
@@ -159,11 +159,14 @@ def notes(session: Session) -> list[str]:
     """What the user should know before the work starts."""
     out = list(session.catalog.notes)
     if session.catalog.absent:
-        out.append(f"{len(session.catalog.absent):,} listed videos are not on disk; the run's record lists them")
+        absent = plural(len(session.catalog.absent), "listed video is", "listed videos are")
+        out.append(f"{absent} not on disk; the run's record has the list")
     if session.lost:
-        out.append(f"{len(session.lost):,} packs of the index are not on disk; their videos are done again")
+        out.append(f"{plural(len(session.lost), 'pack of the index is', 'packs of the index are')} not on disk; "
+                   f"{'its' if len(session.lost) == 1 else 'their'} videos are done again")
     if session.bad_records:
-        out.append(f"{len(session.bad_records):,} records are damaged and left aside (first {session.bad_records[0]})")
+        out.append(f"{plural(len(session.bad_records), 'record is', 'records are')} damaged and left aside (first "
+                   f"{session.bad_records[0]})")
     root = session.records[-1]["videos_root"] if session.records else str(session.catalog.root)
     if root != str(session.catalog.root):
         out.append(f"the store's videos came from {root} so far; ids that it holds count as done")
@@ -171,7 +174,8 @@ def notes(session: Session) -> list[str]:
     if missing:
         out.append(f"no video is in split {', '.join(sorted(missing))}")
     if stale := session.stale():
-        out.append(f"{stale:,} packed videos have another class, group or other splits in the annotations now; the "
+        packed = plural(stale, "packed video has", "packed videos have")
+        out.append(f"{packed} another class, group or other splits in the annotations now; the "
                    f"store keeps those it was made with (a new --store takes the new ones)")
     return out
 
@@ -179,17 +183,18 @@ def notes(session: Session) -> list[str]:
 def summary(session: Session) -> str:
     """The closing lines."""
     counts, wall = session.counts(), time.monotonic() - session.started
-    lines = [f"done: {counts['videos']:,} videos, {counts['frames']:,} frames in {counts['packs']:,} packs "
-             f"({size(counts['bytes'])}) in {duration(wall)}; the store {session.store} holds "
-             f"{counts['store_videos']:,} videos"]
+    lines = [f"done: {plural(counts['videos'], 'video')}, {plural(counts['frames'], 'frame')} in "
+             f"{plural(counts['packs'], 'pack')} ({size(counts['bytes'])}) in {duration(wall)}; the store "
+             f"{session.store} holds {plural(counts['store_videos'], 'video')}"]
     short = sum(1 for row in session.videos.values() if row.frames < min(
         ClipGeometry.parse(g).span for g in session.recipe.clips.geometries))
     if short:
-        lines.append(f"{short:,} videos are shorter than a clip: training leaves them out, evaluation loops them")
+        lines.append(f"{plural(short, 'video is', 'videos are')} shorter than a clip: training leaves such out, "
+                     "evaluation loops them")
     if session.failures:
         reasons = Counter(row.reason for row in session.failures.values()).most_common(3)
         shown = "; ".join(f"{number} x {reason}" for reason, number in reasons)
-        lines.append(f"{len(session.failures):,} failures in {session.store / 'failures.csv'} ({shown}); "
+        lines.append(f"{plural(len(session.failures), 'failure')} in {session.store / 'failures.csv'} ({shown}); "
                      f"--retry-failed tries them again")
     return "\n".join(lines)
 

@@ -102,7 +102,7 @@ def video_picture(reader: StoreReader, video: str, recipe: Recipe, geometry: Cli
         hot = unpack_mask(clips.hot_mask[clips.score.argmax()], cells)
         rng = np.random.default_rng(SEED)
         boxes = [draw_crop(rng, hot) for _ in range(SHOWN_CROPS)]
-    labels = [row.class_name or "unlabelled", ", ".join(row.splits) or "no split", f"{row.frames:,} frames",
+    labels = [row.class_name or "unlabelled", ", ".join(row.splits) or "no split", cli.plural(row.frames, "frame"),
               f"{row.fps:.4g} frames/s", "{}x{} px".format(*frames.shape[1:3])] + [row.note] * bool(row.note)
     if shown is None:
         labels.append(f"too short for a clip of {geometry} ({geometry.span} frames)")

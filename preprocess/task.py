@@ -216,7 +216,7 @@ def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool
             raise VideoError(f"{error.reason}; fewer good frames before it than a clip's {span}" if count else
                              error.reason, error.stage)
         if error and count <= kept:
-            raise VideoError(f"{error.reason}; its {kept} good frames are kept", error.stage)
+            raise VideoError(f"{error.reason}; its {kept:,} good frames are kept", error.stage)
         if not count:
             raise VideoError("one frame only: no motion", "decode")
         if error:
@@ -229,7 +229,7 @@ def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool
     seconds["motion"] += time.thread_time() - began
     writer.end_video(row, clips)
     if error:
-        return FailureRow(video.id, video.path, f"{error.reason}; its {count} good frames are kept", error.stage, 0)
+        return FailureRow(video.id, video.path, f"{error.reason}; its {count:,} good frames are kept", error.stage, 0)
     return None
 
 

@@ -150,6 +150,11 @@ def _say(line: str, code: int) -> int:
     return code
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    """A number with what it counts: 1 video, 1,234 videos. many: where the plural is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people read them: 42 s, 3 min 05 s, 7 h 20 min, 12 days 3 h."""
     seconds = round(seconds)

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from shared.cli import Progress, RequestError, Stopped, duration, size
+from shared.cli import Progress, RequestError, Stopped, duration, plural, size
 from shared.clips.data import ClipData
 from shared.clips.loader import Loader, Sampler, worker_count
 from shared.clips.views import make_views
@@ -188,7 +188,8 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
     if world.main:
         progress.close(schedule.steps - first, f"step {schedule.steps}/{schedule.steps}, {total.line(logs)}")
         marks = ", ".join(f"{name} {size(count)}" for name, count in peak_memory(device).items())
-        print(f"done     {schedule.steps} steps in {duration(time.monotonic() - started)}; {total.line(logs)}\n"
+        print(f"done     {plural(schedule.steps, 'step')} in {duration(time.monotonic() - started)}; "
+              f"{total.line(logs)}\n"
               f"memory   at most: {marks}\n"
               f"look at  {folder.last}, {args.out}/metrics.jsonl, `tensorboard --logdir {args.out}`")
     return cli.DONE
@@ -209,12 +210,13 @@ def introduce(training: Training, data: ClipData, schedule: Schedule, learner: L
     optimise, model, world = training.recipe.optimise, training.recipe.model, learner.world
     say(f"pipeline {training.name}: {training.about}")
     apart = f"{maclr.shift_min_s:g} s between two clips" if (maclr := training.recipe.maclr) else "one in each half"
-    say(f"data     {len(data)} videos of split {', '.join(sorted({s['split'] for s in data.provenance()}))}, clips "
-        f"{data.geometry}; {data.short} shorter than a clip left out, {data.undivided} too short for {apart}")
-    say(f"run      steps {first} to {schedule.steps}, {schedule.steps_per_epoch} an epoch of {optimise.batch} queries; "
-        f"{model.backbone} in {model.precision}; {world.size} process{'es' if world.size > 1 else ''} on "
-        f"{world.device.type} with {provenance['threads']} threads; BN {learner.shuffle.mode}, groups of "
-        f"{learner.shuffle.group}")
+    splits = ", ".join(sorted({s["split"] for s in data.provenance()}))
+    say(f"data     {plural(len(data), 'video')} of split {splits}, clips {data.geometry}; {data.short:,} shorter than "
+        f"a clip left out, {data.undivided:,} too short for {apart}")
+    say(f"run      steps {first} to {schedule.steps}, {schedule.steps_per_epoch:,} an epoch of "
+        f"{plural(optimise.batch, 'query', 'queries')}; {model.backbone} in {model.precision}; "
+        f"{plural(world.size, 'process', 'processes')} on {world.device.type} with "
+        f"{plural(provenance['threads'], 'thread')}; BN {learner.shuffle.mode}, groups of {learner.shuffle.group}")
     if maclr and maclr.reads:
         say(f"motion   {maclr.motion_input}, clips {maclr.motion_clip}, {learner.motion_query.backbone.name} of width "
             f"{learner.motion_query.backbone.width}; terms {', '.join(learner.weights)}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.clips.loader import Sampler
 from shared.nn import checkpoint
 from shared.nn.distributed import World
@@ -35,11 +35,13 @@ def restore(path: Path, training: Training, provenance: dict, learner: Learner, 
     resharded = list(stored["resharded"])
     if before != now:
         if not training.run.reshard:
-            raise RequestError(f"{path} was made by {before} processes and this run has {now}, which gives other BN "
-                               f"groups and other losses; start {before}, or add --set reshard=true")
+            raise RequestError(f"{path} was made by {plural(before, 'process', 'processes')} and this run has {now}, "
+                               f"which gives other BN groups and other losses; start {before}, "
+                               "or add --set reshard=true")
         resharded.append({"step": state["step"], "from": before, "to": now})
-        say(f"reshard  from {before} to {now} processes at step {state['step']}: BN groups of "
-            f"{provenance['bn_group']} clips, {stored['bn_group']} before; the losses are not those of an unbroken run")
+        say(f"reshard  from {before} to {plural(now, 'process', 'processes')} at step {state['step']:,}: BN groups of "
+            f"{plural(provenance['bn_group'], 'clip')}, {stored['bn_group']} before; the losses are not those of an "
+            "unbroken run")
     for name in ("threads", "device"):
         if stored[name] != provenance[name]:
             say(f"note     {name} was {stored[name]}, is {provenance[name]}: losses may differ in their last bits")

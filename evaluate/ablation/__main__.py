@@ -99,8 +99,9 @@ def carry_out(ablation: Ablation, lock: int) -> int:
     print(f"\n{report.text(ablation)}\n")
     for run, line in ablation.troubles.items():
         print(f"{run.name}: {line}; {ablation.log(run)}")
-    print(f"done: {len(left) - len(ablation.troubles)} runs in {cli.duration(time.monotonic() - started)}, "
-          f"{len(before)} there before, {len(ablation.troubles)} stopped; look at {path}")
+    made = cli.plural(len(left) - len(ablation.troubles), "run")
+    print(f"done: {made} in {cli.duration(time.monotonic() - started)}, {len(before)} there before, "
+          f"{len(ablation.troubles)} stopped; look at {path}")
     return cli.FAILURES if ablation.troubles else cli.DONE
 
 
@@ -108,12 +109,12 @@ def introduction(ablation: Ablation, before: int) -> str:
     """What is about to run."""
     args, plan, processes = ablation.args, ablation.plan, ablation.slot(0).processes
     recipe = plan.trainings[plan.runs[0]].recipe
-    return (f"ablation {len(plan.runs)} runs: {len(args.rows)} rows ({', '.join(args.rows)}), seeds {plan.seeds[0]} to "
-            f"{plan.seeds[-1]}; {before} there before\n"
+    return (f"ablation {cli.plural(len(plan.runs), 'run')}: {cli.plural(len(args.rows), 'row')} "
+            f"({', '.join(args.rows)}), seeds {plan.seeds[0]} to {plan.seeds[-1]}; {before} there before\n"
             f"run      {recipe.model.backbone}, {recipe.optimise.steps or recipe.optimise.epochs} "
             f"{'steps' if recipe.optimise.steps else 'epochs'} of {recipe.optimise.batch} queries; "
-            f"{', '.join(args.protocols)} on {plan.tested}; {args.jobs} side by side, {processes} "
-            f"process{'es' if processes > 1 else ''} each")
+            f"{', '.join(args.protocols)} on {plan.tested}; {args.jobs} side by side, "
+            f"{cli.plural(processes, 'process', 'processes')} each")
 
 
 def work(ablation: Ablation, left: Sequence[Run], jobs: int, lock: int) -> None:
@@ -125,14 +126,14 @@ def work(ablation: Ablation, left: Sequence[Run], jobs: int, lock: int) -> None:
     def tick() -> None:
         done = sum(costs[run] * ablation.share(run) for run in left) - first
         ready = sum(run in ablation.ended for run in left)
-        progress.update(done, "; ".join([f"{ready} of {len(left)} runs", *under_way(ablation)]))
+        progress.update(done, "; ".join([f"{ready:,} of {cli.plural(len(left), 'run')}", *under_way(ablation)]))
 
     children = Children(jobs, (lock,))
     # The first makes the baselines of `controls`, which the others then find: two must not write them at once.
     alone = 1 if jobs > 1 and "controls" in ablation.args.protocols else 0
     for some in (left[:alone], left[alone:]):
         children.run([ablation.work(run) for run in some], tick)
-    progress.close(text=f"{len(left)} of {len(left)} runs")
+    progress.close(text=f"{len(left):,} of {cli.plural(len(left), 'run')}")
 
 
 def under_way(ablation: Ablation) -> list[str]:

@@ -86,8 +86,9 @@ def write(ablation: Ablation) -> Path:
              page.section("How it was measured", page.keys_html(measured)),
              f'<p class="quiet">motionpack {escape(document["versions"]["motionpack"])}, {document["created"]}; '
              f"the same numbers for programs: {FILE}; every evaluation's own report: results/ROW-seedN/PROTOCOL</p>"]
-    return page.write_page(args.out / page.REPORT, f"Ablation: {args.family}, {len(ablation.plan.seeds)} seeds, "
-                             f"{Path(str(ablation.plan.tested)).name}", parts)
+    seeds = cli.plural(len(ablation.plan.seeds), "seed")
+    return page.write_page(args.out / page.REPORT, f"Ablation: {args.family}, {seeds}, "
+                           f"{Path(str(ablation.plan.tested)).name}", parts)
 
 
 def text(ablation: Ablation) -> str:

@@ -16,7 +16,7 @@ from evaluate.finetuned.supervised import FINETUNED, train_supervised
 from evaluate.frozen.recognition import check_classes, recognition
 from evaluate.protocol import Figure, Request, Result
 from evaluate.report import pictures
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.datasets.catalog import ONE_SIDED
 from shared.nn import checkpoint
 from shared.pictures import figures
@@ -92,13 +92,16 @@ def run(request: Request) -> Result | None:
               "looped": trained["short"] + found.looped}
     if found.clips:
         counts |= {"clips_extracted": found.clips, "extraction_s": found.seconds}
-    notes = [f"{counts['looped']} videos are shorter than a clip of {view.geometry}; their frames repeat."] \
-        if counts["looped"] else []
+    notes = []
+    if counts["looped"]:
+        short = plural(counts["looped"], "video is", "videos are")
+        notes.append(f"{short} shorter than a clip of {view.geometry}; the frames repeat.")
     if trained["dataset"] in ONE_SIDED and settings.flip is True:
         notes.append(f"Training clips were flipped, and the classes of {trained['dataset']} tell left from right; "
                      "--set flip=auto does not flip them.")
     if counts["unlabelled"]:
-        notes.append(f"{counts['unlabelled']} videos without a label are left out.")
+        bare = plural(counts["unlabelled"], "video without a label is", "videos without a label are")
+        notes.append(f"{bare} left out.")
     shown = [_curve(request, state["curve"]), *result.figures] if len(state["curve"]) > 1 else result.figures
     return dataclasses.replace(result, counts=counts, notes=notes, figures=shown)
 

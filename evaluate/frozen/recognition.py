@@ -12,7 +12,7 @@ import numpy as np
 from evaluate import metrics
 from evaluate.protocol import Figure, Result, Table
 from evaluate.report import pictures
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.pictures import figures
 
 
@@ -26,8 +26,10 @@ def check_classes(train: np.ndarray, test: np.ndarray, names: Sequence[str], tra
     absent = Counter(test[~np.isin(test, classes)].tolist())
     if absent:
         label, count = absent.most_common(1)[0]
-        raise RequestError(f"class {names[label]!r} has {count} videos in {test_name} and none in {train_name}, so "
-                           f"nothing can learn it ({len(absent)} such classes); choose splits that share their classes")
+        raise RequestError(f"class {names[label]!r} has {plural(count, 'video')} in {test_name} and none in "
+                           f"{train_name}, so nothing can learn it "
+                           f"({plural(len(absent), 'such class', 'such classes')}); choose splits that share "
+                           "their classes")
     if len(classes) < 2:
         raise RequestError(f"{train_name} holds one class, {names[classes[0]]!r}; a classifier needs two")
     return classes

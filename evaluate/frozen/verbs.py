@@ -18,7 +18,7 @@ from evaluate.finetuned.labelled import Samples
 from evaluate.finetuned.supervised import train_supervised
 from evaluate.frozen.softmax import softmax_scores
 from evaluate.protocol import Request, Result, Table
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.datasets.vidsitu import EVENT_S, EVENTS, read_verbs
 from shared.store.index import Index
 from shared.store.reader import StoreReader
@@ -161,7 +161,7 @@ def _check(request: Request, train: Events, test: Events) -> dict[str, int]:
     for events, split, flag, file in ((train, request.train_split, "--train-split", "vseg_ann_files/vsann_*_lb.json"),
                                       (test, request.test_split, "--test-split", "vinfo_files/vinfo_*_lb.json")):
         if not events.verbs:
-            raise RequestError(f"{flag} {split!r}: none of its {events.silent} clips has verbs in {file} of "
+            raise RequestError(f"{flag} {split!r}: none of its clips ({events.silent:,}) has verbs in {file} of "
                                f"{request.annotations}; the official test clips' verbs are not public, use train and "
                                "val")
     if len(set(train.verbs)) < 2:
@@ -180,8 +180,9 @@ def _notes(train: Events, test: Events, classes: np.ndarray) -> list[str]:
     known, notes = set(classes.tolist()), []
     unseen = sum(not known & set(verbs) for verbs in test.verbs)
     if train.silent or test.silent:
-        notes.append(f"{train.silent} training and {test.silent} test clips have no verbs in the annotations and are "
-                     "left out.")
+        notes.append(f"Left out for want of verbs in the annotations: {plural(train.silent, 'training clip')} and "
+                     f"{plural(test.silent, 'test clip')}.")
     if unseen:
-        notes.append(f"{unseen} test events show only verbs that no training event shows; they count as wrong.")
+        strange = plural(unseen, "test event counts", "test events count")
+        notes.append(f"{strange} as wrong for showing only verbs that no training event shows.")
     return notes

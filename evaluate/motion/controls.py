@@ -22,7 +22,7 @@ from evaluate.motion import control_pictures, probes
 from evaluate.motion.control_scores import MAPS, Scene, Scores, object_scores, read_scene, score
 from evaluate.motion.truth import check_synthetic
 from evaluate.protocol import Figure, Request, Result, Table
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.pictures import figures
 from shared.store.index import Index
 from shared.store.reader import StoreReader
@@ -90,8 +90,8 @@ def supervised(request: Request, index: Index, videos: int, view: View) -> Encod
     net, world = request.encoder.net, request.world
     batch = GROUP * max(2, world.size)
     if videos < batch:
-        raise RequestError(f"controls: {videos} training videos; the supervised baseline takes batches of {batch}: "
-                           "make more videos (--set generate.videos=), or use fewer processes")
+        raise RequestError(f"controls: {plural(videos, 'training video')}; the supervised baseline takes batches of "
+                           f"{batch}: make more videos (--set generate.videos=), or use fewer processes")
     settings = dataclasses.replace(request.settings.finetune, steps=request.settings.controls.supervised_steps,
                                    batch=batch, **PLAIN)
     start = untrained(net.name, 0, world.device, net.width)
@@ -120,9 +120,9 @@ def result(request: Request, index: Index, train: np.ndarray, test: np.ndarray, 
     chance = {name: 100 * share for name, share in chance.items()}
     notes = ["Every background occurs under every motion class, so background alone tells no class; the nearest "
              "neighbour is sought among the other test videos, whose backgrounds they share.",
-             f"Beside the result: {len(scores[RANDOM])} random initialisations (mean), the same backbone trained with "
-             f"labels for {request.settings.controls.supervised_steps:,} steps, and the mean image, which knows what "
-             "is where and not what moves."]
+             f"Beside the result: {plural(len(scores[RANDOM]), 'random initialisation')} (mean), the same backbone "
+             f"trained with labels for {plural(request.settings.controls.supervised_steps, 'step')}, and the mean "
+             "image, which knows what is where and not what moves."]
     counts = {"train_videos": len(train), "test_videos": len(test), "classes": len(np.unique(labels)),
               "train_backgrounds": len({index.group[i] for i in train}), "test_backgrounds": len(set(groups))}
     if scene is not None:

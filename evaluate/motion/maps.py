@@ -20,7 +20,7 @@ from evaluate.features.extract import View
 from evaluate.features.vectors import from_main, in_order
 from evaluate.motion.towers import AUTO, Towers, open_towers
 from evaluate.settings import RunEvaluation
-from shared.cli import Progress, RequestError
+from shared.cli import Progress, RequestError, plural
 from shared.clips.index import hot_mask
 from shared.clips.sampling import VIEW, draw_augment, draw_box, generator
 from shared.clips.views import augment, motion_target, resize
@@ -150,7 +150,7 @@ def _compute(towers: Towers, reader: StoreReader, clips: Sequence[tuple[int, np.
     finally:
         read.close()
         if progress:
-            progress.close(text=f"{len(clips):,} clips")
+            progress.close(text=plural(len(clips), "clip"))
     return gather(found, world).view(world.size, *found.shape).sum(0).cpu().numpy()
 
 
@@ -243,7 +243,7 @@ def motion_maps(store: Place | str, positions: np.ndarray, view: View, cells: tu
             progress.update(len(found))
     finally:
         reader.close()
-        progress.close(text=f"{len(found):,} clips")
+        progress.close(text=plural(len(found), "clip"))
     return np.stack(found)
 
 
@@ -264,8 +264,9 @@ def scores(maps: np.ndarray, target: np.ndarray, inside: np.ndarray, ids: Sequen
     kept = moving(target)
     maps, inside, ids = np.asarray(maps)[kept], np.asarray(inside)[kept], np.asarray(ids)[kept]
     if (videos := len(np.unique(ids))) < 2:
-        raise RequestError(f"motion is in view in clips of {videos} videos, of {len(kept)} clips in all; own-clip less "
-                           "other-clip correlation takes two or more: choose another --test-split or more clips")
+        raise RequestError(f"motion is in view in clips of {plural(videos, 'video')}, of {plural(len(kept), 'clip')} "
+                           "in all; own-clip less other-clip correlation takes two or more: choose another "
+                           "--test-split or more clips")
     own = metrics.correlations(maps, target[kept])
     other = metrics.other_correlations(maps, target[kept], ids)
     found = {"corr": own, "own_minus_other": own - other, "mass": metrics.mass_inside(maps, inside),

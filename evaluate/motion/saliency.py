@@ -16,7 +16,7 @@ from evaluate.motion import map_pictures, maps
 from evaluate.motion.maps import ClipMaps, clip_maps
 from evaluate.motion.towers import AUTO, open_towers
 from evaluate.protocol import Figure, Request, Result, Table
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.pictures import figures
 from shared.store.index import Index
 from shared.store.reader import StoreReader
@@ -117,13 +117,13 @@ def _as_both(values: dict[str, float]) -> dict[str, float]:
 
 
 def _notes(found: ClipMaps, view: View, still: int) -> list[str]:
-    where = f"{view.clips} clip{'s' if view.clips > 1 else ''} of {view.geometry} a video, "
+    where = f"{plural(view.clips, 'clip')} of {view.geometry} a video, "
     h, w = found.motion.shape[1:]
     notes = [f"{where}centre crop to {view.size} px; all maps are compared at the network's own {h}x{w} positions.",
              *found.notes, TRAINED,
              "The fixed prior map is the mean S-motion of the training videos, every clip over its own mean."]
     if still:
-        notes.append(f"{still} clips without motion in view are left out of all scores.")
+        notes.append(f"{plural(still, 'clip is', 'clips are')} left out of all scores for want of motion in view.")
     return notes
 
 

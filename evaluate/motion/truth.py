@@ -13,7 +13,7 @@ import numpy as np
 from evaluate.features.cache import FeatureCache
 from evaluate.features.extract import View
 from evaluate.motion.maps import centre, clip_numbers
-from shared.cli import Progress, RequestError
+from shared.cli import Progress, RequestError, plural
 from shared.clips.sampling import overlaps
 from shared.datasets.truth import load_truth, truth_path
 from shared.motion import motion_map
@@ -44,8 +44,9 @@ def check_synthetic(index: Index, positions: np.ndarray) -> None:
                            "motions and whose groups are backgrounds: make it with `python -m preprocess.run --dataset "
                            "synthetic`")
     if bare:
-        raise RequestError(f"controls: {bare} of {len(positions)} videos of {index.store} have no label or no group; "
-                           "expected motion and background: make the store anew from the generator's annotations.csv")
+        raise RequestError(f"controls: {plural(bare, 'video')} of {len(positions):,} of {index.store} without "
+                           "label or group; expected motion and background: make the store anew from the generator's "
+                           "annotations.csv")
 
 
 def videos_root(store: Place, asked: str, videos: Sequence[str]) -> Path:

@@ -18,7 +18,7 @@ from evaluate.persons.frame_map import answers_of, average_precisions
 from evaluate.persons.keyframes import KeyframeView, Placed, encode_persons, place
 from evaluate.persons.pictures import Scene, persons_figure
 from evaluate.protocol import Figure, Request, Result, Table
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.datasets.ava import Annotations, read_annotations, read_persons
 from shared.pictures.figures import save
 from shared.store.index import Index
@@ -175,11 +175,14 @@ def _notes(index: Index, said: Annotations, train: Placed, truth: Placed) -> lis
     videos = set(said.persons.video)
     absent = sum(video not in index for video in videos)
     if absent:
-        notes.append(f"{absent} of {len(videos)} annotated videos are not in the store; the score is the others'.")
+        notes.append(f"The store lacks {plural(absent, 'annotated video')} of {len(videos):,}; "
+                     "the score is the others'.")
     for name, placed in (("training", train), ("test", truth)):
         if not placed.within.all():
-            notes.append(f"{int((~placed.within).sum())} {name} persons stand at keyframes beyond their videos' ends; "
-                         + ("they are left out." if name == "training" else "they count as not found."))
+            beyond = plural(int((~placed.within).sum()), f"{name} person stands", f"{name} persons stand")
+            notes.append(f"{beyond} at keyframes beyond the video's end, and "
+                         + ("left out." if name == "training" else "counted as not found."))
     if train.cut or truth.cut:
-        notes.append(f"{train.cut + truth.cut} videos begin at second 900 of their movies, as their lengths have it.")
+        cut = plural(train.cut + truth.cut, "video begins", "videos begin")
+        notes.append(f"{cut} at second 900 of the movie, as the length has it.")
     return notes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from preprocess.engines import EngineError, Outcome, Resources
-from shared.cli import duration, size
+from shared.cli import duration, plural, size
 
 
 @dataclass
@@ -115,5 +115,4 @@ def _explained(outcome: Outcome, limits: Resources) -> Outcome:
                "memory": f"over its memory limit of {size(limits.memory)}" if limits.memory else "out of memory"}
     if outcome.kind not in reasons:
         return outcome
-    times = "once" if outcome.attempts == 1 else f"{outcome.attempts} times"
-    return replace(outcome, error=EngineError(f"{reasons[outcome.kind]}; tried {times}"))
+    return replace(outcome, error=EngineError(f"{reasons[outcome.kind]}; tried {plural(outcome.attempts, 'time')}"))

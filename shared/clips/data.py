@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.clips.index import ClipIndex, clip_starts
 from shared.clips.sampling import (
     VIEW,
@@ -93,7 +93,8 @@ class ClipData:
         self.undivided = sum(entry["undivided"] for entry in self._provenance)
         if not len(self.videos):
             raise RequestError(f"no video of {', '.join(map(str, self.stores))} is long enough for a clip of "
-                               f"{self.geometry} ({self.span} frames; {self.short} are shorter)")
+                               f"{self.geometry} ({plural(self.span, 'frame')}; "
+                               f"{plural(self.short, 'video is', 'videos are')} shorter)")
         self._readers, self._process = {}, None
 
     def _choose(self, reader: StoreReader, split: str | None) -> tuple[np.ndarray, dict]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shared.cli import RequestError, Stopped
+from shared.cli import RequestError, Stopped, plural
 from shared.clips.data import ClipData
 from shared.clips.ring import ALIGN, Place, Ring, SlotWriter
 from shared.clips.sampling import generator
@@ -36,11 +36,12 @@ class Sampler:
 
     def __init__(self, videos: int, batch: int, seed: int = 0, rank: int = 0, world: int = 1):
         if batch % world:
-            raise RequestError(f"optimise.batch is {batch} over {world} ranks; expected a multiple of {world}")
+            raise RequestError(f"optimise.batch is {batch} over {plural(world, 'rank')}; expected a multiple of "
+                               f"{world}")
         if videos < batch:
             fits = max(world, videos // world * world)
-            raise RequestError(f"optimise.batch is {batch}, and {videos} videos are long enough for a clip; expected "
-                               f"at most that many: add --set batch={fits}")
+            raise RequestError(f"optimise.batch is {batch}, and {plural(videos, 'video is', 'videos are')} long enough "
+                               f"for a clip; expected at most that many: add --set batch={fits}")
         self.videos, self.batch, self.seed, self.rank, self.world = videos, batch, seed, rank, world
         self.epoch = self.step = 0
         self._order = None, None

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.datasets.layouts import Listed, Listing, find_lists, missing_lists, read_text, stem_of
 
 PARTS = ("train", "val")
@@ -162,8 +162,8 @@ def _records(file: Path, width: int) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(io.StringIO(read_text(file), newline=""))
     for cells in reader:
         if cells and len(cells) != width:
-            raise RequestError(f"{file.name} line {reader.line_num}: {len(cells)} cells; expected {width}, as in the "
-                               "official CSV, which has no header")
+            raise RequestError(f"{file.name} line {reader.line_num}: {plural(len(cells), 'cell')}; expected {width}, "
+                               "as in the official CSV, which has no header")
         if cells:
             yield reader.line_num, cells
 

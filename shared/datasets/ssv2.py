@@ -8,7 +8,7 @@ downloads call them something-something-v2-labels.json and so on. Files are `<id
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.cli import RequestError, nearest
+from shared.cli import RequestError, nearest, plural
 from shared.datasets.layouts import Listed, Listing, find_lists, missing_lists, read_document, read_text, stem_of
 
 PREFIX = "something-something-v2-"
@@ -55,8 +55,8 @@ def _classes(file: Path) -> list[str]:
             raise RequestError(f"{file.name}: class {name!r} has number {number!r}; expected a number of its own")
         numbers[int(number)] = name
     if sorted(numbers) != list(range(len(numbers))) or not numbers:
-        raise RequestError(f"{file.name}: {len(numbers)} classes with numbers to {max(numbers, default=-1)}; expected "
-                           "0, 1, 2, ... without gaps")
+        raise RequestError(f"{file.name}: {plural(len(numbers), 'class', 'classes')} with numbers to "
+                           f"{max(numbers, default=-1)}; expected 0, 1, 2, ... without gaps")
     return [numbers[i] for i in range(len(numbers))]
 
 

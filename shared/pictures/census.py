@@ -12,7 +12,7 @@ from shared.pictures import overview
 from shared.store.index import Index, read_failures
 from shared.store.reader import OpenPack
 
-COUNTED = re.compile(r"\d+(?= (good )?frames)|(?<=at frame )\d+")  # reasons alike but for these numbers are one
+COUNTED = re.compile(r"[\d,]+(?= (good )?frames?\b)|(?<=at frame )[\d,]+")  # reasons alike but for these are one
 
 
 def store_picture(index: Index, document: dict, geometry: ClipGeometry) -> overview.StorePicture:

@@ -366,12 +366,12 @@ def test_no_advice_that_the_protocol_would_refuse(evaluate, unlabelled):
 
 
 def test_classes_that_nothing_can_learn(evaluate, lopsided):
-    with pytest.raises(RequestError, match="class 'b' has 1 videos in split 'test' and none in split 'train'"):
+    with pytest.raises(RequestError, match="class 'b' has 1 video in split 'test' and none in split 'train'"):
         evaluate("linear", "mean-image", where=lopsided)
     found = evaluate("retrieval", "mean-image", where=lopsided, out="retrieval")
     assert found["metrics"]["r@1"] == 50 and found["counts"]["unlabelled"] == 1
-    assert any("1 videos without a label are left out" in note for note in found["notes"])
-    with pytest.raises(RequestError, match="4 of 4 videos of .* have no group"):
+    assert any("1 video without a label is left out" in note for note in found["notes"])
+    with pytest.raises(RequestError, match="4 videos of 4 of .* without a group"):
         evaluate("linear", "mean-image", "--leave-out", "group", where=lopsided)
 
 

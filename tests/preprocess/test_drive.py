@@ -133,7 +133,7 @@ def test_a_pack_too_large_for_its_limits_stops_the_run_when_all_else_is_done(pre
         engines.append(task.trial) if first in ids(task) else None
         return kind if first in ids(task) and not task.trial else None
 
-    with pytest.raises(Stopped, match="1 packs could not be made though none of their videos fails alone") as stopped:
+    with pytest.raises(Stopped, match="1 pack could not be made though no video of it fails alone") as stopped:
         preprocess(store, too_large, "--set", "run.time_limit_s=42", "--set", "run.memory_gb=1.5")
     assert words in str(stopped.value) and str(stopped.value).endswith("to go on; all else is done")
     assert engines.count(False) == tries and engines.count(True) == 1

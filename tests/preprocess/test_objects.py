@@ -184,7 +184,7 @@ def test_a_lost_pack_is_made_again(filled, local, small_videos, capsys):
     assert check.main([str(filled)]) == 1
     assert f"{row.path}: is missing" in capsys.readouterr().out
     assert preprocess(small_videos, filled) == 0
-    assert "1 packs of the index are not on disk" in capsys.readouterr().out
+    assert "1 pack of the index is not on disk" in capsys.readouterr().out
     assert_equal(filled, local)
 
 

@@ -188,7 +188,7 @@ def test_bad_videos_are_rows_and_never_end_a_run(small_videos, tmp_path, capsys)
     shutil.copy(good[0], os.fsencode(videos) + b"/latin\xe9.mp4")
     assert preprocess(videos, store) == 1
     out = capsys.readouterr().out
-    assert "4 failures" in out and "1 files ignored" in out
+    assert "4 failures" in out and "1 file ignored" in out
     failures = {row.video: row for row in read_failures(store)}
     cut = cut.relative_to(videos).as_posix()
     assert sorted(failures) == sorted(["a_empty.mp4", "b_text.avi", r"latin\xe9.mp4", cut])
@@ -393,7 +393,7 @@ def test_a_damaged_record_is_left_aside(finished, small_videos, tmp_path, capsys
     record = next(store.glob("records/*.json"))
     record.write_bytes(record.read_bytes()[:100])
     assert preprocess(small_videos, store) == 0
-    assert f"1 records are damaged and left aside (first {record.name})" in capsys.readouterr().out
+    assert f"1 record is damaged and left aside (first {record.name})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lost", ["store.json", "index", "current", "failures.csv", "failures.crc32c"])
@@ -418,7 +418,7 @@ def test_a_pack_that_lost_its_root_is_made_again(finished, small_videos, tmp_pat
     with pytest.raises(Stopped):
         reindex.main([str(store)])
     assert preprocess(small_videos, store) == 0
-    assert "1 packs of the index are not on disk; their videos are done again" in capsys.readouterr().out
+    assert "1 pack of the index is not on disk; its videos are done again" in capsys.readouterr().out
     assert arrays(store) == arrays(finished)
     check_passes(store)
 

@@ -284,7 +284,7 @@ def test_a_video_that_kills_costs_no_neighbour(with_poison, tmp_path, engine):
     store = tmp_path / "store"
     with assassin(poison, lambda: at_work(store)) as hit, \
             started(videos, store, "--engine", engine, "--workers", "2", "--set", "retries=1") as process:
-        assert "1 failures in" in finish(process, 1)
+        assert "1 failure in" in finish(process, 1)
     failure, = read_failures(store)
     assert failure.video == "circle/poison.avi" and failure.stage == "process"
     assert failure.reason == f"killed its worker, {failure.attempts} times"

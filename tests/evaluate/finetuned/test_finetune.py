@@ -314,7 +314,7 @@ def test_videos_without_labels_and_classes_that_nothing_can_learn(finetune, writ
     videos = {f"v{i}": dict(rgb=make_video(20, i), label=label, class_name=name, splits=(split,))
               for i, (label, name, split) in enumerate(kinds)}
     where = write_store(tmp_path / "store", videos)
-    with pytest.raises(RequestError, match="class 'b' has 1 videos in split 'test' and none in split 'train'"):
+    with pytest.raises(RequestError, match="class 'b' has 1 video in split 'test' and none in split 'train'"):
         finetune("out", where=where)
     with pytest.raises(RequestError, match="no video of split 'val' has a label; this protocol needs classes"):
         finetune("out", "--train-split", "val", where=where)

@@ -134,7 +134,7 @@ def test_metrics_counted_by_hand():
 
 
 @pytest.mark.parametrize("more, parts", [
-    (["--test-split", "test"], ["'test'", "none of its 1 clips has verbs", "not public"]),
+    (["--test-split", "test"], ["'test'", "none of its clips (1) has verbs", "not public"]),
     (["--set", "recall_events=14"], ["recall_events is 14", "15 events", "set recall_events lower"]),
     (["--set", "verbs.classifier=svm"], ["'svm'", "softmax or finetune"]),
     (["--leave-out", "group"], ["--leave-out group", "verbs"]),

@@ -105,7 +105,7 @@ def test_clips_in_which_nothing_moves_are_left_out():
     given_ = np.concatenate([motion, np.random.default_rng(1).random((3, 7, 7))])
     assert maps.scores(given_, still, hot, ids + ["d", "e", "f"]) == maps.scores(motion, motion, hot[:3], ids)
     assert maps.chance_inside(still, hot) == maps.chance_inside(motion, hot[:3])
-    with pytest.raises(RequestError, match="in clips of 1 videos"):
+    with pytest.raises(RequestError, match="in clips of 1 video,"):
         maps.scores(motion, np.concatenate([motion[:1], 0 * motion[1:]]), hot[:3], ids)
 
 
