@@ -1,4 +1,4 @@
-# demo, test, bench, learn, maclr and gpu each create the virtual environment first; `make gpu PY=python3` uses yours.
+# demo, test, lint, bench, learn, maclr and gpu each create the virtual environment first; `make gpu PY=python3` uses yours.
 PYTHON ?= python3
 comma := ,
 VENV ?= .venv
@@ -12,8 +12,8 @@ else
 READY := $(VENV)/.ready-$(EXTRAS)
 endif
 
-.PHONY: demo test bench learn maclr gpu
-demo test bench learn maclr gpu: $(READY)
+.PHONY: demo test lint bench learn maclr gpu
+demo test lint bench learn maclr gpu: $(READY)
 
 $(VENV)/.ready-$(EXTRAS): setup.cfg constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; say make PYTHON=python3.12')"
@@ -40,6 +40,9 @@ demo:
 
 test:
 	$(PY) -m pytest -q -m "not gpu" --durations=15
+
+lint:
+	$(PY) -m ruff check .
 
 bench:
 	$(PY) tests/bench/decode.py
