@@ -1,22 +1,22 @@
-"""Pictures of a store: `python -m preprocess.show STORE --video ID --out PNG`; without --video an overview of it.
+"""Pictures of a store: `python -m preprocess.show STORE --video ID --out PNG`; without --video an overview of it;
+`--list [TEXT]` prints its ids.
 
 A video's picture: frames of its most moving clip, flow, motion boundary, motion map, T-motion with the chosen clips,
 S-motion with hot cells and crops. Flow and boundary are computed again from the stored frames, the rest is as stored.
 """
 
 import difflib
+import re
+import shlex
+import sys
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-
-from preprocess import flow as optical_flow
-from preprocess.task import flow_parameters
-from shared import cli, motion
+from preprocess.picture import video_picture
+from shared import cli
 from shared.cli import RequestError
-from shared.clips.index import ClipGeometry, draw_crop, unpack_mask
+from shared.clips.index import ClipGeometry
 from shared.pictures import figures, overview
 from shared.pictures.census import store_picture
 from shared.recipes.preprocessing import Recipe, build
@@ -26,8 +26,7 @@ from shared.store.place import store_argument
 from shared.store.reader import StoreReader
 from shared.store.record import read_json
 
-SHOWN_FRAMES, SHOWN_CROPS = 6, 3
-SEED = 0  # of the crops: one store, one picture
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 SEARCHED = 5000  # ids compared letter by letter for the nearest one; more would take seconds
 
 
@@ -37,12 +36,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("store", type=store_argument, help="a folder, or a URL such as s3://bucket/prefix")
     parser.add_argument("--video", metavar="ID", help="a video of the store; default: an overview of all")
     parser.add_argument("--clips", metavar="LxS", help="clip geometry; default: the recipe's first")
-    parser.add_argument("--out", metavar="PNG", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", metavar="PNG", type=Path, help="the picture")
+    what.add_argument("--list", metavar="TEXT", nargs="?", const="", help="print the ids that hold TEXT, one a line")
     args = parser.parse_args(argv)
-    if args.out.suffix.lower() != ".png" or not args.out.absolute().parent.is_dir() or args.out.is_dir():
+    if args.out and (args.out.suffix.lower() != ".png" or not args.out.absolute().parent.is_dir() or args.out.is_dir()):
         raise RequestError(f"--out {args.out}: expected a file ending in .png in a folder that exists")
     with damage_stops(args.store):
         index = Index.load(args.store)
+        if args.list is not None:
+            return list_ids(index, args.list)
         document = read_json(args.store / "store.json")
         recipe = build(Recipe, document["recipe"], "")
         geometry = _geometry(args.clips, recipe)
@@ -66,6 +69,17 @@ def _geometry(text: str | None, recipe: Recipe) -> ClipGeometry:
     return ClipGeometry.parse(text or geometries[0])
 
 
+def list_ids(index: Index, text: str) -> int:
+    """Print the ids that hold `text` in any case, one a line; control characters are escaped."""
+    found = [video for video in index.id if text.casefold() in video.casefold()]
+    sys.stdout.reconfigure(errors="surrogateescape")
+    for video in found:
+        print(video if video.isprintable() else CONTROL.sub(lambda one: repr(one[0])[1:-1], video))
+    if not found:
+        print(f"no id of the store's {len(index):,} holds {text!r}", file=sys.stderr)
+    return cli.DONE
+
+
 def check_known(index: Index, video: str) -> None:
     """Raises RequestError for an id that the index does not list, with why or with the nearest one."""
     if video in index:
@@ -79,46 +93,9 @@ def check_known(index: Index, video: str) -> None:
         alike = [one for one in ids if name and name in one]
         ids = ids[max(0, place - SEARCHED // 2):place + SEARCHED // 2] + alike[:SEARCHED]
     close = difflib.get_close_matches(video, ids, n=1) or [one for one in ids if video and video in one][:1]
-    hint = f"did you mean {close[0]!r}?" if close else "its ids are the first column of videos.csv in the index"
+    ids = f"`python -m preprocess.show {shlex.quote(str(index.store))} --list` prints its ids"
+    hint = f"did you mean {close[0]!r}?" if close else ids
     raise RequestError(f"{index.store} holds no video {video!r}; {hint}")
-
-
-def video_picture(reader: StoreReader, video: str, recipe: Recipe, geometry: ClipGeometry) -> figures.VideoPicture:
-    """Reads and computes all that the picture of one video needs; six frames pass through TV-L1."""
-    row, clips = reader.index.row(video), reader.clips(video, geometry)
-    shown = int(clips.start[clips.score.argmax()]) if len(clips.start) else None
-    if shown is None:
-        sampled = np.arange(row.frames)
-    else:
-        sampled = shown + geometry.stride * np.arange(geometry.length)
-    number = sampled[np.linspace(0, len(sampled) - 1, min(SHOWN_FRAMES, len(sampled))).round().astype(int)]
-    frames = reader.frames(video, number)
-    flow = _flow(reader, video, number, row.frames, recipe)
-    maps = reader.motion(video, int(sampled[0]), int(sampled[-1]) + 1).astype(np.float32)[sampled - sampled[0]]
-    cells = maps.shape[1:]
-    s_motion = motion.s_motion(motion.zero_border(maps, -(-recipe.motion.border_px // motion.CELL)))
-    hot, boxes = np.zeros(cells, bool), []
-    if shown is not None:
-        hot = unpack_mask(clips.hot_mask[clips.score.argmax()], cells)
-        rng = np.random.default_rng(SEED)
-        boxes = [draw_crop(rng, hot) for _ in range(SHOWN_CROPS)]
-    labels = [row.class_name or "unlabelled", ", ".join(row.splits) or "no split", cli.plural(row.frames, "frame"),
-              f"{row.fps:.4g} frames/s", "{}x{} px".format(*frames.shape[1:3])] + [row.note] * bool(row.note)
-    if shown is None:
-        labels.append(f"too short for a clip of {geometry} ({geometry.span} frames)")
-    return figures.VideoPicture(
-        title=video, facts="   |   ".join(labels), number=number, frames=frames, flow=flow,
-        boundary=motion.edges(flow, recipe.motion.derivative), motion=maps[np.searchsorted(sampled, number)],
-        t_motion=reader.t_motion(video), clips=clips, span=geometry.span, shown=shown, s_motion=s_motion, hot=hot,
-        boxes=boxes)
-
-
-def _flow(reader: StoreReader, video: str, number: np.ndarray, frames: int, recipe: Recipe) -> np.ndarray:
-    """Flow from each frame of `number` to the next, (n, 2, H, W) float32 px/frame; the last one has its neighbour's."""
-    first = np.minimum(number, frames - 2)
-    pairs = reader.frames(video, np.stack([first, first + 1], axis=1).ravel())
-    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pairs])
-    return optical_flow.tvl1(grey[::2], grey[1::2], preset=flow_parameters(recipe), backend="cpu")
 
 
 if __name__ == "__main__":

@@ -36,10 +36,35 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 class Arguments(argparse.ArgumentParser):
-    """A parser whose complaints are RequestErrors of one line, and which takes no abbreviated flags."""
+    """A parser whose complaints are RequestErrors of one line, and which takes no abbreviated flags.
+
+    What follows an option that takes a value is its value, also where it begins with `-` as some ids do
+    (`--video -_abc`), unless it is a flag of the command or, beginning with `--`, resembles one.
+    """
+
+    LITERAL = "\0"   # stands before such a value until it is read: no argument of a process can hold it
 
     def __init__(self, **settings):
         super().__init__(allow_abbrev=False, **settings)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args, option = list(sys.argv[1:] if args is None else args), None
+        for i, word in enumerate(args):
+            name, given, _ = word.partition("=")
+            known = self._option_string_actions.get(name)
+            if word == "--":
+                break
+            if known:
+                option = known if known.nargs != 0 and not given else None
+            elif option:
+                if word.startswith("-") and not (
+                        word.startswith("--") and difflib.get_close_matches(name, self._option_string_actions)):
+                    args[i] = self.LITERAL + word
+                option = option if option.nargs == "+" else None
+        return super().parse_known_args(args, namespace)
+
+    def _get_value(self, action, text):
+        return super()._get_value(action, text.removeprefix(self.LITERAL))
 
     def error(self, message: str):
         flag = next((word.split("=")[0] for word in message.split() if word.startswith("-")), "")

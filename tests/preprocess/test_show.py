@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from preprocess import run, show
+from preprocess.picture import SHOWN_CROPS, flow_after, video_picture
 from shared import cli, motion
 from shared.cli import RequestError, Stopped
 from shared.clips.index import ClipGeometry, above, covered, summed_area, unpack_mask
@@ -54,7 +55,7 @@ def recipe_of(store) -> Recipe:
 
 def test_picture_of_a_video_shows_what_is_stored(store):
     reader, video = StoreReader(store), Index.load(store).id[0]
-    picture = show.video_picture(reader, video, recipe_of(store), GEOMETRY)
+    picture = video_picture(reader, video, recipe_of(store), GEOMETRY)
     clips, all_maps = reader.clips(video, GEOMETRY), reader.motion(video, 0, 40).astype(np.float32)
     assert picture.shown == clips.start[clips.score.argmax()] and len(clips.start) == 3
     np.testing.assert_array_equal(picture.number, picture.shown + np.array([0, 6, 12, 18, 24, 30]))
@@ -68,7 +69,7 @@ def test_picture_of_a_video_shows_what_is_stored(store):
     sampled[:, [0, -1]] = sampled[:, :, [0, -1]] = 0
     np.testing.assert_allclose(picture.s_motion, sampled.mean(axis=0), rtol=1e-6)
     assert (above(picture.s_motion, np.percentile(picture.s_motion, 90)) == hot).mean() > 0.97
-    assert len(picture.boxes) == show.SHOWN_CROPS
+    assert len(picture.boxes) == SHOWN_CROPS
     table = summed_area(hot)
     for box in picture.boxes:
         assert covered(table, box.h, box.w)[box.y, box.x] >= 0.8 * table[-1, -1] - 1e-6
@@ -78,25 +79,25 @@ def test_recomputed_flow_gives_the_stored_maps(store):
     """Stored maps come from the frames before JPEG; flow from the stored frames must agree but for its noise."""
     reader, recipe = StoreReader(store), recipe_of(store)
     for video in Index.load(store).id:
-        picture = show.video_picture(reader, video, recipe, GEOMETRY)
+        picture = video_picture(reader, video, recipe, GEOMETRY)
         again = motion.pool(np.sqrt((picture.boundary**2).sum(axis=1)))
         assert np.corrcoef(again.ravel(), picture.motion.ravel())[0, 1] > 0.9
         assert picture.flow.shape == (len(picture.number), 2, *picture.frames.shape[1:3])
 
 
 def test_short_video_is_shown_whole(store):
-    picture = show.video_picture(StoreReader(store), "class1/short.mp4", recipe_of(store), GEOMETRY)
+    picture = video_picture(StoreReader(store), "class1/short.mp4", recipe_of(store), GEOMETRY)
     np.testing.assert_array_equal(picture.number, [0, 2, 3, 5, 6, 8])
     assert picture.shown is None and not picture.boxes and not picture.hot.any()
     assert "too short for a clip of 16x2 (31 frames)" in picture.facts
     # The last frame repeats the flow before it.
-    last = show._flow(StoreReader(store), "class1/short.mp4", np.array([7, 8]), 9, recipe_of(store))
+    last = flow_after(StoreReader(store), "class1/short.mp4", np.array([7, 8]), 9, recipe_of(store))
     np.testing.assert_array_equal(last[0], last[1])
 
 
 def test_overview_counts_the_store(store):
     index = Index.load(store)
-    picture = show.store_picture(index, read_json(store / "store.json"), GEOMETRY)
+    picture = census.store_picture(index, read_json(store / "store.json"), GEOMETRY)
     reader, facts = StoreReader(store), dict(picture.facts)
     clips = [reader.clips(video, GEOMETRY) for video in index.id]
     np.testing.assert_allclose(sorted(picture.scores), sorted(np.concatenate([c.score for c in clips])))
@@ -127,9 +128,10 @@ def test_command_writes_a_picture(store, tmp_path, capsys, options):
 @pytest.mark.parametrize("options, words", [
     (["--video", "class0/movin0.mp4"], "did you mean 'class0/moving0.mp4'?"),
     (["--video", "moving2.mp4"], "did you mean 'class0/moving2.mp4'?"),
-    (["--video", "zzz"], "the first column of videos.csv"),
+    (["--video", "zzz"], "--list` prints its ids"),
     (["--video", "class1/broken.mp4"], "failed and is not in the store: not a video: invalid data"),
     (["--clips", "8x8"], "the store has 16x2"),
+    (["--list"], "not allowed with argument --out"),
     (["--out", "a.jpg"], "ending in .png"),
     (["--out", "missing/a.png"], "a folder that exists"),
 ])
@@ -139,6 +141,22 @@ def test_wrong_requests_are_refused(store, tmp_path, monkeypatch, options, words
         show.main([str(store), "--out", "a.png", *options])
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options, ids", [
+    ([], ["class0/moving0.mp4", "class0/moving2.mp4", "class1/moving1.mp4", "class1/moving3.mp4", "class1/short.mp4"]),
+    (["SHORT"], ["class1/short.mp4"]), (["-x"], [])])
+def test_list_prints_matching_ids(store, capfd, options, ids):
+    assert show.main([str(store), "--list", *options]) == cli.DONE
+    printed = capfd.readouterr()
+    assert printed.out.splitlines() == ids and ("no id of the store's 5 holds '-x'" in printed.err) == (not ids)
+
+
+def test_listed_ids_keep_to_their_lines(store, capfd):
+    index = Index.load(store)
+    index.id = ["-_a\x1b[31m", "b\nc", "d\udcff"]
+    show.list_ids(index, "")
+    assert capfd.readouterr().out.encode("utf-8", "surrogateescape") == b"-_a\\x1b[31m\nb\\nc\nd\xff\n"
 
 
 def test_nearest_id_is_found_among_many(store):
