@@ -12,7 +12,7 @@ NUMBERS = r"\d+(?:\.\d+)*(?:(?:,| and) \d+(?:\.\d+)*)*"
 CITED = re.compile(rf"(docs/\w+\.md)(?:,? sections?)? ({NUMBERS})\b")
 LINKED = re.compile(rf"\]\((\w+\.md)\),? (?:section )?({NUMBERS})\b")
 PATH = re.compile(rf"(?<![\w./{{}}<-])(?:{'|'.join(PACKAGES)}|tests|docs)/[\w./-]+\.(?:py|md|cuh?|json|txt|yaml)\b")
-MODULE = re.compile(rf"python -m ((?:{'|'.join(PACKAGES)})\.[\w.]*\w)")
+MODULE = re.compile(rf"python -m ((?:{'|'.join(PACKAGES)})\.[a-z_.]*[a-z_])\b(?!\.[A-Z])")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Pages that this repository was written after; the one folder beside it that tests read, where it is there, is data.
 FOREIGN = re.compile(r"\bMETHOD\b|\bFORMAT(?:\.md| \d)|\bDESIGN\b|\bSTYLE\.md|\.\./shared(?!/data)")

@@ -3,6 +3,11 @@
 """
 
 import os
+import runpy
+from pathlib import Path
+
+if __name__ == "__main__":
+    runpy.run_path(str(Path(__file__).parents[1] / "shared/home.py"))["expect"]("shared", "train")
 
 from shared import cli
 
@@ -20,7 +25,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 import torch.distributed as dist

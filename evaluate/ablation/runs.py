@@ -25,14 +25,15 @@ from shared.recipes.settings import differences
 from shared.store.layout import StoreError
 from shared.store.record import read_json, write_json_atomic
 
-TRAINER = Path(__file__).resolve().parents[2] / "train/main.py"
+HOME = Path(__file__).resolve().parents[2]
+TRAINER = HOME / "train/main.py"
 TORCHRUN = sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"
 PATIENCE_S = 600         # for the processes of an ablation that was killed, which save before they end
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A job's share of the machine. environment: its devices and threads; training, evaluation: settings of it."""
+    """A job's share of the machine. environment: path, devices and threads; training, evaluation: settings of it."""
 
     processes: int
     environment: dict[str, str]
@@ -106,7 +107,8 @@ class Ablation:
         """Job `number`'s processes, devices, threads and loader workers."""
         jobs, devices = self.args.jobs, _devices()
         processes = self.args.processes or (max(1, len(devices) // jobs) if self.args.family == "full" else 1)
-        environment, training, evaluation = {}, [], []
+        path = filter(None, (str(HOME), os.environ.get("PYTHONPATH")))   # what we were found by, they may not be
+        environment, training, evaluation = {"PYTHONPATH": os.pathsep.join(path)}, [], []
         if devices:
             own = [devices[(number * processes + i) % len(devices)] for i in range(processes)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own))

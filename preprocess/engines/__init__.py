@@ -19,7 +19,7 @@ from shared.cli import RequestError
 
 ENGINES = {"serial": "SerialEngine", "dask": "DaskEngine", "ray": "RayEngine"}
 PACKAGES = {"serial": (), "dask": ("dask", "distributed"), "ray": ("ray",)}
-INSTALL = {"dask": "pip install dask distributed", "ray": 'pip install "motionpack[ray]"'}
+INSTALL = {"dask": "pip install dask distributed", "ray": 'pip install "ray[default]"'}
 RETRIES = 2
 
 

@@ -34,8 +34,7 @@ def as_place(place: Place | str) -> Place:
     try:
         filesystem(protocol, os.getpid())
     except ImportError as error:
-        helps = 'pip install "motionpack[s3]"' if protocol in S3 else \
-            known_implementations[protocol].get("err", str(error))
+        helps = "pip install s3fs" if protocol in S3 else known_implementations[protocol].get("err", str(error))
         raise RequestError(f"{place}: a package is missing here; {helps}") from error
     return ObjectPath(f"{protocol}://{rest.strip('/')}")
 

@@ -176,6 +176,7 @@ def test_jobs_share_the_machine(plan, monkeypatch, more, devices, number, proces
     slot = Ablation(plan(*more)).slot(number)
     assert slot.processes == processes and slot.environment.get("CUDA_VISIBLE_DEVICES") == visible
     assert bool(slot.training) == ("--jobs" in more)
+    assert slot.environment["PYTHONPATH"].split(os.pathsep)[0] == str(runs.HOME)
 
 
 def test_what_is_finished_is_not_done_again(plan):

@@ -167,7 +167,7 @@ def test_requests_that_no_engine_can_meet(request_, said):
 
 
 @pytest.mark.parametrize("name, brings", [("dask", "pip install dask distributed"),
-                                          ("ray", 'pip install "motionpack[ray]"')])
+                                          ("ray", 'pip install "ray[default]"')])
 def test_a_missing_package_is_named_with_what_brings_it(name, brings, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     with pytest.raises(RequestError) as refusal:
