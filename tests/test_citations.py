@@ -1,10 +1,12 @@
 """The repository explains itself alone: whatever a page, docstring or message cites is in it."""
 
+import configparser
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = "preprocess", "train", "evaluate", "shared"
@@ -58,6 +60,17 @@ def faults(name: str, text: str) -> list[str]:
 def test_nothing_is_cited_that_the_repository_lacks():
     wrong = {name: found for name, text in tracked().items() if (found := faults(name, text))}
     assert not wrong
+
+
+def test_the_citation_file_is_of_this_version():
+    """Its schema is checked by `cffconvert --validate`, which is no dependency; here what a release would forget."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["title"], cited["version"], cited["license"]) == tuple(
+        setup["metadata"][key] for key in ("name", "version", "license"))
+    assert [(one["year"], one["authors"][0]["family-names"]) for one in cited["references"]] == [(2021, "Li"),
+                                                                                                (2022, "Xiao")]
 
 
 @pytest.mark.parametrize("text, fault", [
