@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preprocess import plan as planning
+from preprocess.cost import Cost, time_limit
 from preprocess.engines import Engine, Outcome, Resources, open_engine
-from preprocess.plan import Cost, Plan
+from preprocess.plan import Plan
 from preprocess.session import Session
 from preprocess.task import Misplanned, PackReport, PackTask, make_pack
 from shared import cli
@@ -197,7 +198,7 @@ def _outcomes(fn: Callable, tasks: list[PackTask], cost: Cost, crew: Crew) -> It
 def _limits(tasks: list[PackTask], cost: Cost, crew: Crew) -> Resources:
     """What each of these tasks may use; the longest decides on the time."""
     longest = max((task.frames for task in tasks), default=0)
-    return replace(crew.resources, timeout=planning.time_limit(longest, cost, crew.run))
+    return replace(crew.resources, timeout=time_limit(longest, cost, crew.run))
 
 
 def _find_killers(session: Session, deaths: list[Outcome], cost: Cost, crew: Crew) -> dict[str, list[FailureRow]]:

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from preprocess import flow as optical_flow
-from preprocess.task import flow_parameters
+from preprocess.stages import flow_parameters
 from shared import motion
 from shared.cli import plural
 from shared.clips.index import ClipGeometry, draw_crop, unpack_mask

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from preprocess import cost as costing
 from preprocess import drive, engines
 from preprocess import flow as optical_flow
-from preprocess import plan as planning
 from preprocess.isolate import ChildProcess, InProcess
+from preprocess.plan import Plan
 from preprocess.session import Session, agree, check_place
+from preprocess.stages import FlowError, flow_parameters
 from preprocess.synthetic import make_videos
-from preprocess.task import FlowError, flow_parameters
 from shared.cli import RequestError, Stopped, duration, plural, size
 from shared.clips.index import ClipGeometry
 from shared.datasets.catalog import Catalog, open_catalog
@@ -113,17 +114,17 @@ def show_plan(session: Session, retry_failed: bool, reader: InProcess | ChildPro
     for pack in plan.packs:
         print(f"  pack {pack.name}  {pack.frame_size[0]}x{pack.frame_size[1]}  {plural(len(pack.videos), 'video')}  "
               f"{plural(pack.frames, 'frame')}")
-    planning.refuse_if_too_large(cost, session.store)
+    costing.refuse_if_too_large(cost, session.store)
     return cli.DONE
 
 
 def prepare(session: Session, retry_failed: bool,
-            reader: InProcess | ChildProcess) -> tuple[planning.Plan, planning.Cost]:
+            reader: InProcess | ChildProcess) -> tuple[Plan, costing.Cost]:
     """What is to do and what it takes, printed."""
     plan = session.plan(retry_failed, reader)
-    cost = planning.measure_cost(plan.packs, session.catalog, session.recipe, session.pipeline.run, reader)
+    cost = costing.measure_cost(plan.packs, session.catalog, session.recipe, session.pipeline.run, reader)
     backend = session.recipe.flow.backend
-    print(planning.describe(plan, cost, session.catalog, len(session.done), backend), flush=True)
+    print(costing.describe(plan, cost, session.catalog, len(session.done), backend), flush=True)
     for note in notes(session):
         print(f"note     {note}", flush=True)
     return plan, cost
@@ -138,7 +139,7 @@ def execute(session: Session, args: argparse.Namespace, reader: InProcess | Chil
     try:
         plan, cost = prepare(session, args.retry_failed, reader)
         reader.close()
-        planning.refuse_if_too_large(cost, session.store)
+        costing.refuse_if_too_large(cost, session.store)
         if plan.packs and not crew:
             crew = drive.start(args.engine, args.workers, None, session.pipeline, len(plan.packs))
         session.begin(plan, args.engine, crew.engine.describe() if crew else {})

@@ -1,8 +1,6 @@
 """One run over one store: what is there already, what is to do, what came of it, and the record it leaves."""
 
-import importlib.metadata
 import os
-import platform
 import re
 import shlex
 import sys
@@ -14,8 +12,8 @@ from pathlib import Path
 
 from preprocess import plan as planning
 from preprocess.engines import Outcome
-from preprocess.flow import runs_here
 from preprocess.isolate import ChildProcess, InProcess
+from preprocess.machine import device, versions
 from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
 from shared.cli import RequestError
@@ -32,8 +30,6 @@ from shared.store.rebuild import build_index, lost_packs
 from shared.store.record import read_json, write_json_atomic, write_record
 from shared.store.tables import FailureRow, PackRow, VideoRow
 
-PACKAGES = ("motionpack", "numpy", "av", "opencv-contrib-python", "numba", "simplejpeg", "zarr", "cupy-cuda12x",
-            "cupy-cuda13x")
 PUBLISH_SHARE = 50   # a publication takes at most so small a share of the time between two
 TRACEBACKS = 20      # kept in a record
 
@@ -285,26 +281,3 @@ class Session:
         return {"packs": len(made), "videos": sum(len(r.videos) for r in made), "frames": sum(r.frames for r in made),
                 "bytes": sum(count for r in made for count, _ in r.pack.files.values()),
                 "store_videos": len(self.videos), "failures": len(self.failures)}
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    out = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            out[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return out
-
-
-def device(backend: str) -> dict[str, str | int]:
-    """This machine: processor, cores, memory; with flow on a GPU its name too, where it is here."""
-    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.machine())
-    out = {"host": platform.node(), "cpu": cpu, "cores": os.cpu_count() or 1,
-           "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)}
-    if backend == "cuda" and runs_here(backend):
-        from preprocess.flow.cuda import device_name
-        out["gpu"] = device_name()
-    return out

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from preprocess.session import device, versions
+from preprocess.machine import device, versions
 from preprocess.synthetic import make_videos
 from shared.store.record import read_records
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evaluate.ablation.children import Children, Command, Ended
-from preprocess.session import device, versions
+from preprocess.machine import device, versions
 
 TRAINER = Path(__file__).resolve().parents[2] / "train" / "main.py"
 ROWS = WITHOUT, WITH = "moco-ta-sa-tiny", "mcl-moco-tiny"

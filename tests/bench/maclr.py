@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import mean, median
 
-from preprocess.session import device, versions
+from preprocess.machine import device, versions
 from shared.recipes.settings import load_document
 
 TRAINER = Path(__file__).resolve().parents[2] / "train" / "main.py"

@@ -10,9 +10,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from preprocess.machine import device, versions
 from preprocess.plan import make_plan, tasks_of
 from preprocess.run import resolve
-from preprocess.session import device, versions
 from preprocess.synthetic import make_videos
 from preprocess.task import make_pack
 from shared.datasets.catalog import open_catalog

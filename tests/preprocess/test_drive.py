@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from preprocess import check, drive, run
-from preprocess import plan as planning
+from preprocess import cost as costing
 from preprocess.engines import EngineError, Outcome
 from preprocess.engines.serial import SerialEngine
 from shared.cli import Stopped
@@ -37,7 +37,7 @@ class Scripted(SerialEngine):
 @pytest.fixture(autouse=True)
 def cost(monkeypatch):
     """What the plan expects: 10 ms a frame; nothing is measured."""
-    monkeypatch.setattr(planning, "measure_cost", lambda *request: planning.Cost(480, 4.8, 2.4, 1e6, 69))
+    monkeypatch.setattr(costing, "measure_cost", lambda *request: costing.Cost(480, 4.8, 2.4, 1e6, 69))
 
 
 @pytest.fixture

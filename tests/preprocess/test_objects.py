@@ -12,8 +12,8 @@ import pytest
 
 from preprocess import check, reindex, run, show
 from preprocess import session as sessions
+from preprocess.cost import Cost
 from preprocess.engines.serial import SerialEngine
-from preprocess.plan import Cost
 from preprocess.task import make_pack
 from shared.cli import RequestError, Stopped
 from shared.store import lease as leases
@@ -73,7 +73,7 @@ def filled(objects, store):
 def no_sample():
     """Runs of this process measure no sample videos: what a run would take is not the point here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("preprocess.plan.measure_cost", lambda packs, *rest: Cost(480, 1, 1, 1, 1))
+        patch.setattr("preprocess.cost.measure_cost", lambda packs, *rest: Cost(480, 1, 1, 1, 1))
         yield
 
 

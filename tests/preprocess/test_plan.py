@@ -3,16 +3,14 @@
 import os
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess import plan as planning
 from preprocess.decode import Probe
 from preprocess.isolate import ChildProcess
-from preprocess.plan import Cost, PlannedPack
+from preprocess.plan import PlannedPack
 from preprocess.task import Misplanned
-from shared.cli import RequestError
 from shared.datasets.catalog import open_catalog
 from shared.recipes.preprocessing import load_pipeline
 
@@ -94,20 +92,3 @@ def test_wrong_headers_are_planned_again_with_what_decoding_showed():
     assert sized == {"a": (30, (80, 64)), "b": (101, (64, 80)), "c": (0, (64, 80))}
     packs = planning.group_packs(sized, with_packs(64, 100), {})
     assert [pack.videos for pack in packs] == [("b",), ("c",), ("a",)]
-
-
-def test_what_cannot_fit_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="the packs need about 1000000.00 TB .* free some or choose another --store"):
-        planning.refuse_if_too_large(Cost(bytes=1e18), tmp_path / "not" / "there")
-    planning.refuse_if_too_large(Cost(bytes=10), tmp_path)
-
-
-def test_the_sample_measures_real_packs(small_videos):
-    catalog = open_catalog("folder", small_videos)
-    pipeline = load_pipeline("folder", settings=["flow.backend=opencv"])
-    plan = planning.make_plan(catalog, pipeline.recipe, {v.id for v in catalog.videos})
-    cost = planning.measure_cost(plan.packs, catalog, pipeline.recipe, pipeline.run)
-    assert cost.frames == 12 * 40
-    assert cost.cpu_s > 0 and cost.wall_s > 0
-    assert 12 * 40 * 200 < cost.bytes < 12 * 40 * 10_000
-    assert cost.files == 23

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import zarr
 
-from preprocess import check, drive, plan, reindex, run, task
+from preprocess import check, cost, drive, plan, reindex, run, stages
 from preprocess.decode import probe
 from shared.cli import RequestError, Stopped
 from shared.store.index import Index, read_failures
@@ -97,7 +97,7 @@ def test_a_plan_and_a_refusal_start_no_engine(small_videos, tmp_path, monkeypatc
 
     monkeypatch.setattr(drive, "start", fail)
     assert preprocess(small_videos, tmp_path / "store", "--plan", "--engine", "dask", "--workers", "2") == 0
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(cost.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(RequestError, match="free some or choose another --store"):
         preprocess(small_videos, tmp_path / "store", "--engine", "dask")
     assert not (tmp_path / "store").exists()
@@ -449,7 +449,7 @@ def test_a_flow_backend_that_fails_is_not_the_videos_fault(small_videos, tmp_pat
     def fail(*args, **kwargs):
         raise RuntimeError("cannot cache function")
 
-    monkeypatch.setattr(task.optical_flow, "flow_window", fail)
+    monkeypatch.setattr(stages.optical_flow, "flow_window", fail)
     with pytest.raises(Stopped, match="flow on cpu: RuntimeError: cannot cache function"):
         preprocess(small_videos, tmp_path / "store", "--flow", "cpu")
     assert not (tmp_path / "store").exists()
@@ -458,14 +458,14 @@ def test_a_flow_backend_that_fails_is_not_the_videos_fault(small_videos, tmp_pat
 def test_a_videos_folder_that_goes_away_stops_the_run(small_videos, tmp_path, monkeypatch):
     videos, store = tmp_path / "videos", tmp_path / "store"
     shutil.copytree(small_videos, videos)
-    measure = plan.measure_cost
+    measure = cost.measure_cost
 
     def unmount(*args):
-        cost = measure(*args)
+        measured = measure(*args)
         videos.rename(tmp_path / "elsewhere")
-        return cost
+        return measured
 
-    monkeypatch.setattr(plan, "measure_cost", unmount)
+    monkeypatch.setattr(cost, "measure_cost", unmount)
     with pytest.raises(Stopped, match="the videos folder has gone"):
         preprocess(videos, store)
     assert read_failures(store) == []

@@ -1,0 +1,193 @@
+"""The streaming stages of a video: decode -> grey and flow -> motion, each handing windows of frames to the next.
+
+n frames of a window, HxW pixels, hxw motion cells.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import cv2
+import numpy as np
+
+from preprocess import flow as optical_flow
+from preprocess.decode import VideoError
+from shared import motion
+from shared.clips.index import ClipIndexer
+from shared.recipes.preprocessing import Recipe
+
+MOTION_BATCH = 8  # frames whose flow derivatives stay in the cache together
+
+
+class FlowError(RuntimeError):
+    """Flow cannot be computed on this machine, whatever the video."""
+
+
+class TooShort(Exception):
+    """Fewer than two frames: there is no flow."""
+
+
+class Decoded:
+    """The decoder's windows; an error after good frames ends the iteration and is kept for the end of the video."""
+
+    def __init__(self, source, limit: int, seconds: dict[str, float]):
+        self.source, self.limit, self.seconds = source, limit, seconds
+        self.error: VideoError | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        windows, left = iter(self.source), self.limit or float("inf")
+        while left > 0:
+            began = time.thread_time()
+            try:
+                frames = next(windows, None)
+            except VideoError as error:
+                self.error = error
+                return
+            finally:
+                self.seconds["decode"] += time.thread_time() - began
+            if frames is None:
+                return
+            frames = frames[:int(min(left, len(frames)))]
+            left -= len(frames)
+            yield frames
+
+
+def with_flow(windows: Iterable[np.ndarray], recipe: Recipe, pool: ThreadPoolExecutor, seconds: dict[str, float]):
+    """Pairs of a list of rgb (k,H,W,3) uint8 with n frames in all, and their flow (n,2,H,W) float32, t to t+1.
+
+    Windows overlap by the frame that still waits for its successor; the video's last frame repeats the flow before it.
+    n is a multiple of motion.window but at the end. Raises TooShort for fewer than two frames.
+    """
+    parameters, backend = flow_parameters(recipe), recipe.flow.backend
+
+    def solve(frames: np.ndarray):
+        try:
+            return optical_flow.flow_window(frames, parameters, backend, executor=pool)
+        except Exception as error:
+            raise FlowError(f"flow on {backend}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+    block = recipe.motion.window
+    waiting, grey, last = [], None, None
+    for window in windows:
+        began = time.thread_time()
+        shades = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in window])
+        grey = shades if grey is None else np.concatenate([grey, shades])
+        waiting.append(window)
+        seconds["grey"] += time.thread_time() - began
+        count = (len(grey) - 1) // block * block
+        if count:
+            flow = solve(grey[:count + 1])
+            ready, waiting = _split(waiting, count)
+            grey, last = grey[count:], flow[-1:]
+            yield ready, flow
+    if grey is None or (len(grey) == 1 and last is None):
+        raise TooShort
+    tail = [last]
+    if len(grey) > 1:
+        flow = solve(grey)
+        tail = [flow, flow[-1:]]
+    yield waiting, motion.namespace(tail[0]).concatenate(tail)
+
+
+def _split(parts: list[np.ndarray], count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The first `count` frames of a list of windows, and the others, without copying any."""
+    first, others = [], []
+    for part in parts:
+        take = min(count, len(part))
+        count -= take
+        first += [part[:take]] if take else []
+        others += [part[take:]] if take < len(part) else []
+    return first, others
+
+
+def flow_parameters(recipe: Recipe) -> optical_flow.TVL1Parameters:
+    """The recipe's preset with its overrides. Raises RequestError for a parameter out of range."""
+    overrides = {key: value for key, value in asdict(recipe.flow).items()
+                 if key not in ("preset", "backend") and value is not None}
+    return optical_flow.parameters(recipe.flow.preset, **overrides)
+
+
+def motion_arrays(flow, recipe: Recipe, indexers: dict[str, ClipIndexer]) -> dict[str, np.ndarray]:
+    """The stored arrays of these frames on the host, and the indexers fed.
+
+    flow: (n, 2, H, W) float32, numpy or CuPy.   Returns st_motion (n, h, w), t_motion (n,), and edges and flow
+    (n, 2, H/2, W/2) where the recipe stores them; float32.
+    """
+    settings, border = recipe.motion, recipe.motion.border_px
+    step = -(-MOTION_BATCH // settings.window) * settings.window
+    parts = []
+    for at in range(0, len(flow), step):
+        batch = flow[at:at + step]
+        maps = motion.motion_map(batch, settings.derivative, settings.combine, settings.window)
+        cells = motion.pool(maps)
+        if border % motion.CELL == 0:
+            bordered = motion.zero_border(cells, border // motion.CELL)
+        else:
+            bordered = motion.pool(motion.zero_border(maps, border))
+        part = {"st_motion": cells, "bordered": bordered}
+        if recipe.packs.edges:
+            part["edges"] = motion.pool(motion.edges(batch, settings.derivative), 2)
+        if recipe.packs.flow:
+            part["flow"] = motion.pool(batch, 2)
+        parts.append({key: motion.to_host(value) for key, value in part.items()})
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    bordered = arrays.pop("bordered")
+    arrays["t_motion"] = motion.t_motion(bordered)
+    for indexer in indexers.values():
+        indexer.append(bordered, arrays["t_motion"])
+    return arrays
+
+
+class prefetch:
+    """Runs an iterable in a thread, one item ahead: `with prefetch(items) as items: for item in items`.
+
+    Leaving the block early ends the thread; the iterable's exceptions surface in the consumer.
+    """
+
+    END = object()
+
+    def __init__(self, items: Iterable, depth: int = 1):
+        self.items, self.queue, self.stop = items, queue.Queue(depth), threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _put(self, item) -> bool:
+        while not self.stop.is_set():
+            try:
+                self.queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _run(self) -> None:
+        try:
+            for item in self.items:
+                if not self._put((item, None)):
+                    return
+        except BaseException as error:
+            self._put((None, error))
+        else:
+            self._put((self.END, None))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __iter__(self) -> Iterator:
+        while not self.stop.is_set():
+            try:
+                item, error = self.queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            if item is self.END:
+                return
+            yield item
+
+    def __exit__(self, *exception) -> None:
+        self.stop.set()
+        self.thread.join()
