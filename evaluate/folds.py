@@ -1,17 +1,57 @@
 """Which videos are learnt from and which are asked: two splits, or one group after the other left out."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.features.extract import Features, View, extract
-from evaluate.finetuned.labelled import Samples
+from evaluate.features.extract import Features, View, choose, extract
 from evaluate.protocol import Request
 from shared.cli import RequestError, plural
 from shared.store.index import Index
 
 TRAIN = "train", "train1"     # what a store's training splits are called
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is learnt from: videos, or windows of videos.
+
+    name: as a message names them; positions (N,) int64 in the store's index; first, stop (N,) int64: frames of the
+    window, stop not among them; labels (N,) int64, numbers of `classes`; unlabelled: how many were left out.
+    """
+
+    name: str
+    positions: np.ndarray
+    first: np.ndarray
+    stop: np.ndarray
+    labels: np.ndarray
+    classes: Sequence[str]
+    unlabelled: int = 0
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all of it but the name."""
+        table = np.stack([self.positions, self.first, self.stop, self.labels]).astype("<i8")
+        return hashlib.sha256(table.tobytes() + "\n".join(self.classes).encode()).hexdigest()
+
+    @classmethod
+    def of_split(cls, index: Index, split: str | None, flag: str = "--train-split") -> "Samples":
+        """The labelled videos of a split, whole; classes: theirs, by name. Raises RequestError where there are none."""
+        every = choose(index, split, flag)
+        positions = every[index.label[every] >= 0]
+        name = f"split {split!r}" if split else "the store"
+        if not len(positions):
+            raise RequestError(f"{index.store}: no video of {name} has a label; this protocol needs classes: choose a "
+                               "split that has them, or put the videos in a folder a class or label them in an "
+                               "annotations CSV, and make the store anew")
+        classes, labels = np.unique([index.class_name[i] for i in positions], return_inverse=True)
+        return cls(name, positions, np.zeros_like(positions), index.frames[positions].astype(np.int64),
+                   labels.astype(np.int64), classes.tolist(), len(every) - len(positions))
 
 
 @dataclass(frozen=True)

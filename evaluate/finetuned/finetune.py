@@ -11,8 +11,9 @@ import numpy as np
 
 from evaluate.features.extract import View, extract
 from evaluate.finetuned.classifier import answering
-from evaluate.finetuned.labelled import Samples
-from evaluate.finetuned.supervised import FINETUNED, train_supervised
+from evaluate.finetuned.job import FINETUNED
+from evaluate.finetuned.supervised import train_supervised
+from evaluate.folds import Samples
 from evaluate.frozen.recognition import check_classes, recognition
 from evaluate.protocol import Figure, Request, Result
 from evaluate.report import pictures

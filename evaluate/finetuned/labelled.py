@@ -3,65 +3,22 @@
 N samples, L frames, HxW pixels.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.features.extract import choose
-from shared.cli import RequestError
+from evaluate.folds import Samples
 from shared.clips.data import ClipData, Sample
 from shared.clips.index import Box, ClipGeometry
 from shared.clips.sampling import VIEW, draw_augment, draw_box, generator
 from shared.recipes.pretraining import Augment
-from shared.store.index import Index
 from shared.store.place import Place
 from shared.store.reader import StoreReader
 from shared.store.record import read_json
 
 NO_COLOURS = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, jitter_p=0.0, grey_p=0.0, blur_p=0.0,
                   blur_min=0.1, blur_max=0.1)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What is learnt from: videos, or windows of videos.
-
-    name: as a message names them; positions (N,) int64 in the store's index; first, stop (N,) int64: frames of the
-    window, stop not among them; labels (N,) int64, numbers of `classes`; unlabelled: how many were left out.
-    """
-
-    name: str
-    positions: np.ndarray
-    first: np.ndarray
-    stop: np.ndarray
-    labels: np.ndarray
-    classes: Sequence[str]
-    unlabelled: int = 0
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all of it but the name."""
-        table = np.stack([self.positions, self.first, self.stop, self.labels]).astype("<i8")
-        return hashlib.sha256(table.tobytes() + "\n".join(self.classes).encode()).hexdigest()
-
-    @classmethod
-    def of_split(cls, index: Index, split: str | None, flag: str = "--train-split") -> "Samples":
-        """The labelled videos of a split, whole; classes: theirs, by name. Raises RequestError where there are none."""
-        every = choose(index, split, flag)
-        positions = every[index.label[every] >= 0]
-        name = f"split {split!r}" if split else "the store"
-        if not len(positions):
-            raise RequestError(f"{index.store}: no video of {name} has a label; this protocol needs classes: choose a "
-                               "split that has them, or put the videos in a folder a class or label them in an "
-                               "annotations CSV, and make the store anew")
-        classes, labels = np.unique([index.class_name[i] for i in positions], return_inverse=True)
-        return cls(name, positions, np.zeros_like(positions), index.frames[positions].astype(np.int64),
-                   labels.astype(np.int64), classes.tolist(), len(every) - len(positions))
 
 
 @dataclass(frozen=True)

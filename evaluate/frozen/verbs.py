@@ -14,8 +14,8 @@ from evaluate.features.extract import View, Window, choose, compute
 from evaluate.features.vectors import Collected, collect
 from evaluate.finetuned.classifier import answering
 from evaluate.finetuned.finetune import crops_view
-from evaluate.finetuned.labelled import Samples
 from evaluate.finetuned.supervised import train_supervised
+from evaluate.folds import Samples
 from evaluate.frozen.softmax import softmax_scores
 from evaluate.protocol import Request, Result, Table
 from shared.cli import RequestError, plural

@@ -16,7 +16,8 @@ from evaluate import metrics
 from evaluate.features.encoders import MEAN_IMAGE, RANDOM, Encoder, open_encoder, untrained
 from evaluate.features.extract import View, choose
 from evaluate.features.vectors import from_main
-from evaluate.finetuned.supervised import FINETUNED, train_supervised
+from evaluate.finetuned.job import FINETUNED
+from evaluate.finetuned.supervised import train_supervised
 from evaluate.frozen.recognition import check_classes
 from evaluate.motion import control_pictures, probes
 from evaluate.motion.control_scores import MAPS, Scene, Scores, object_scores, read_scene, score

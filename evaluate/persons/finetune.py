@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from evaluate.features.extract import View
 from evaluate.finetuned.classifier import Classifier
-from evaluate.finetuned.labelled import Cropping, LabelledClips, Samples
-from evaluate.finetuned.supervised import Job, carry_out, check_batch, flips
+from evaluate.finetuned.job import Job
+from evaluate.finetuned.labelled import Cropping, LabelledClips
+from evaluate.finetuned.supervised import carry_out, check_batch, flips
+from evaluate.folds import Samples
 from evaluate.persons.keyframes import KeyframeView, Placed
 from evaluate.persons.roi import box_features
 from evaluate.protocol import Request

@@ -16,10 +16,11 @@ from evaluate import run
 from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import open_encoder, weights_hash
 from evaluate.features.extract import extract
-from evaluate.finetuned import supervised
+from evaluate.finetuned import job, supervised
 from evaluate.finetuned.classifier import Probabilities, answering
 from evaluate.finetuned.finetune import CropsView
-from evaluate.finetuned.labelled import Cropping, LabelledClips, Samples
+from evaluate.finetuned.labelled import Cropping, LabelledClips
+from evaluate.folds import Samples
 from evaluate.protocol import load_settings
 from shared import cli
 from shared.cli import RequestError, Stopped
@@ -106,14 +107,14 @@ def test_what_is_trained_is_not_trained_again(learnt, store, tmp_path):
 def test_a_stopped_run_goes_on_bit_for_bit(finetune, store, tmp_path, monkeypatch):
     settings = dict(steps=5, accumulate=2, batch=4, rand_n=1)
     metrics, unbroken = finetune("unbroken", **settings)
-    backward, calls = supervised.Job.backward, []
+    backward, calls = job.Job.backward, []
 
     def stopping(job, *args):
         calls.append(1)
         if len(calls) == 6:                      # within the third update
             os.kill(os.getpid(), signal.SIGTERM)
         return backward(job, *args)
-    monkeypatch.setattr(supervised.Job, "backward", stopping)
+    monkeypatch.setattr(job.Job, "backward", stopping)
     with pytest.raises(Stopped, match="SIGTERM after update 3 of 5; the same command goes on"):
         finetune("broken", **settings)
     monkeypatch.undo()
@@ -137,13 +138,13 @@ def assert_same(found, expected, **tolerance):
 KILLED = """
 import os, signal, sys
 from evaluate import run
-from evaluate.finetuned import supervised
-update = supervised.Job.update
+from evaluate.finetuned import job
+update = job.Job.update
 def killing(job, optimizer, trained, rate, logs, number, curve):
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     update(job, optimizer, trained, rate, logs, number, curve)
-supervised.Job.update, supervised.CHECKPOINT_S = killing, 0
+job.Job.update, job.CHECKPOINT_S = killing, 0
 run.main(sys.argv[1:])
 """
 
