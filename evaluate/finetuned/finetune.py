@@ -14,8 +14,8 @@ from evaluate.finetuned.classifier import answering
 from evaluate.finetuned.job import FINETUNED
 from evaluate.finetuned.supervised import train_supervised
 from evaluate.folds import Samples
-from evaluate.frozen.recognition import check_classes, recognition
 from evaluate.protocol import Figure, Request, Result
+from evaluate.recognition import check_classes, recognition
 from evaluate.report import pictures
 from shared.cli import RequestError, plural
 from shared.datasets.catalog import ONE_SIDED

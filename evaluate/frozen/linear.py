@@ -17,9 +17,9 @@ from sklearn.preprocessing import Normalizer
 from sklearn.svm import LinearSVC
 
 from evaluate.folds import gather_features
-from evaluate.frozen.recognition import check_classes, recognition
 from evaluate.frozen.softmax import softmax_scores
 from evaluate.protocol import Request, Result
+from evaluate.recognition import check_classes, recognition
 from evaluate.settings import Linear
 from shared.cli import RequestError
 

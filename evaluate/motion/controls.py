@@ -18,11 +18,11 @@ from evaluate.features.extract import View, choose
 from evaluate.features.vectors import from_main
 from evaluate.finetuned.job import FINETUNED
 from evaluate.finetuned.supervised import train_supervised
-from evaluate.frozen.recognition import check_classes
 from evaluate.motion import control_pictures, probes
 from evaluate.motion.control_scores import MAPS, Scene, Scores, object_scores, read_scene, score
 from evaluate.motion.truth import check_synthetic
 from evaluate.protocol import Figure, Request, Result, Table
+from evaluate.recognition import check_classes
 from shared.cli import RequestError, plural
 from shared.pictures import figures
 from shared.store.index import Index
