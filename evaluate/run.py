@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import importlib
 import itertools
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -30,11 +29,10 @@ from evaluate.features.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features.extract import View, choose
 from evaluate.folds import TRAIN, check_apart, default_split
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
-from evaluate.report import compare, page, pictures
+from evaluate.report import compare, page, pictures, results
 from evaluate.settings import Settings
 from shared.cli import RequestError, plural
 from shared.clips.index import ClipGeometry
-from shared.nn.checkpoint import FINETUNED
 from shared.nn.distributed import World, close_world, open_world
 from shared.pictures import figures, overview
 from shared.pictures.census import store_picture
@@ -42,8 +40,6 @@ from shared.store.index import Index
 from shared.store.layout import damage_stops
 from shared.store.place import store_argument
 from shared.store.record import read_json
-
-OWN = "folder", "synthetic"     # datasets of people's own videos: each store holds others
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -168,10 +164,10 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         result = module.run(Request(args.protocol, encoder, args.store, train, test, bool(args.leave_out), seed,
                                     settings, cache, out, world, args.against, args.annotations))
         if world.main:
-            runs.append(page.Run(encoder.text, train, test, seed, result))
+            runs.append(results.Run(encoder.text, train, test, seed, result))
     if not world.main:
         return cli.DONE
-    chosen, remarks = used(args.protocol, settings), notes(encoders, index, document, pairs, world)
+    chosen, remarks = used(args.protocol, settings), results.notes(encoders, index, document, pairs, world)
     if args.seeds > 1 and all(run.result.metrics == runs[0].result.metrics for run in runs):
         remarks.append(f"All {len(runs)} runs gave the same numbers: nothing in them depends on the seed. A spread "
                        "needs checkpoints of several training seeds, or several splits.")
@@ -179,15 +175,15 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         chosen["view"] = view.to_dict()
     store = {"store": str(args.store), "dataset": document["dataset"], "index": index.generation,
              "recipe_hash": document["recipe_hash"]}
-    summary = page.summarise(args.protocol, runs, chosen, [origin(encoder) for encoder in encoders], store,
-                               remarks)
+    summary = results.summarise(args.protocol, runs, chosen, [results.origin(encoder) for encoder in encoders], store,
+                                remarks)
     shown = [*runs[0].result.figures, *background_figures(args.out, encoders[0], index, document)]
-    summary["figures"] = page.listed(args.out, shown)
-    page.write_metrics(args.out, summary)
+    summary["figures"] = results.listed(args.out, shown)
+    results.write_metrics(args.out, summary)
     name = f"{args.protocol}: {encoders[0].text}{f' and {len(encoders) - 1} more' if len(encoders) > 1 else ''} on " \
            f"{Path(str(args.store)).name}"
     path = page.write_report(args.out, summary, shown, name)
-    print(f"{page.summary_line(summary, path)}; {cli.duration(time.monotonic() - started)}")
+    print(f"{results.summary_line(summary, path)}; {cli.duration(time.monotonic() - started)}")
     return cli.DONE
 
 
@@ -221,45 +217,10 @@ def check_alike(encoders: Sequence[Encoder], texts: Sequence[str], settings: Set
     return views[0]
 
 
-def origin(encoder: Encoder) -> dict:
-    """The checkpoint's provenance for the page."""
-    return {"checkpoint": encoder.text, "sha256": encoder.sha256, **encoder.provenance}
-
-
-def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, world: World) -> list[str]:
-    """What the numbers depend on and a reader would not expect."""
-    out = []
-    for encoder in encoders:
-        for trained in encoder.provenance.get("stores", []):
-            # Lists of published sets are the same in every store; other stores share no more than a name.
-            same = (trained["dataset"] == document["dataset"] if document["dataset"] not in OWN else
-                    index.generation == trained["index"] or str(index.store) == trained["store"])
-            if not same or trained["split"] not in (None, *index.splits):
-                continue
-            seen = set(choose(index, trained["split"]).tolist())
-            for train, test in pairs:
-                asked = test or train                      # every video of `train` in turn, with --leave-out
-                both = len(seen & set(choose(index, asked).tolist()))
-                tested = f"{plural(both, 'test video')} of {asked or 'the store'} {'was' if both == 1 else 'were'}"
-                if both and trained.get("labels"):
-                    out.append(f"{tested} in the training list "
-                               f"{trained['split']!r} of this checkpoint, WITH their labels: the numbers are no test.")
-                elif both:
-                    out.append(f"{tested} in the pre-training list "
-                               f"{trained['split']!r}, which saw them without labels (docs/method.md 1.6).")
-        recipe = encoder.provenance.get("recipe") if encoder.provenance["kind"] != FINETUNED else None
-        if recipe and "maclr" not in recipe and not encoder.provenance.get("init") and \
-                recipe["model"]["backbone"] != "r2plus1d_tiny":
-            out.append("Pre-trained without ImageNet weights (--init); the paper's numbers start from them.")
-    if world.device.type == "cuda":
-        out.append("Features were computed on CUDA, where convolutions may use TF32.")
-    return list(dict.fromkeys(out))
-
-
 def background_figures(out: Path, encoder: Encoder, index: Index, document: dict) -> list[Figure]:
     """The pre-training's learning curves, where its run is at hand, and the store's overview."""
     shown = []
-    rows = read_rows(encoder.run / "metrics.jsonl") if encoder.run else []
+    rows = results.read_rows(encoder.run / "metrics.jsonl") if encoder.run else []
     if len(rows) > 1:
         figures.save(pictures.curves_figure(rows), out / "curves.png")
         shown.append(Figure(out / "curves.png", f"Learning curves of the pre-training, "
@@ -269,23 +230,14 @@ def background_figures(out: Path, encoder: Encoder, index: Index, document: dict
     return [*shown, Figure(out / "store.png", f"The store: {plural(len(index), 'video')} of {document['dataset']}.")]
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a training's metrics.jsonl; a last line that a kill has torn is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ():
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
-
-
 def _check_out(out: Path, protocol: str) -> None:
     """Refuse an OUT that holds something else. Raises RequestError."""
     if out.is_file():
         raise RequestError(f"--out {out} is a file; expected a folder")
     if (out / "store.json").exists():
         raise RequestError(f"--out {out} is a store of videos; choose another folder for the results")
-    if (out / page.METRICS).exists():
-        before = page.read_metrics(out)["protocol"]
+    if (out / results.METRICS).exists():
+        before = results.read_metrics(out)["protocol"]
         if before != protocol:
             raise RequestError(f"--out {out} holds the results of {before}; choose another folder for {protocol}")
 

@@ -15,8 +15,7 @@ from evaluate.ablation.runs import Ablation
 from evaluate.ablation.tables import PAPER, PAPER_COLUMN, Scores
 from evaluate.metrics import mean_spread
 from evaluate.protocol import Figure, Table
-from evaluate.report import page
-from evaluate.run import read_rows
+from evaluate.report import page, results
 from shared import cli
 from shared.pictures import figures
 from shared.store.record import write_atomic
@@ -71,7 +70,7 @@ def write(ablation: Ablation) -> Path:
                 "count": {name: len(found) for name, found in everything.items()}, "runs": rows,
                 "recipes": {row: recipe.to_dict() for row, recipe in recipes.items()},
                 "tables": [dataclasses.asdict(table) for table in found], "notes": notes,
-                "versions": {name: version(name) for name in page.PACKAGES},
+                "versions": {name: version(name) for name in results.PACKAGES},
                 "created": datetime.now(UTC).isoformat(timespec="seconds")}
     write_atomic(args.out / FILE, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     shown = []
@@ -99,7 +98,7 @@ def text(ablation: Ablation) -> str:
 
 def _summary(ablation: Ablation, run: Run) -> dict[str, float]:
     """in_batch_accuracy, loss: means over the last 50 logged steps; steps; seconds: of all of them."""
-    rows = read_rows(ablation.folder(run) / "metrics.jsonl")
+    rows = results.read_rows(ablation.folder(run) / "metrics.jsonl")
     if not rows:
         return {}
     batch, steps = ablation.plan.trainings[run].recipe.optimise.batch, np.diff([0, *(row["step"] for row in rows)])

@@ -17,7 +17,7 @@ from evaluate.ablation.children import Command, Ended, Work
 from evaluate.ablation.plan import UNTRAINED, Plan, Run
 from evaluate.export import write_export
 from evaluate.features.encoders import RANDOM
-from evaluate.report import page
+from evaluate.report import results
 from shared.cli import RequestError
 from shared.nn.backbones import build_backbone
 from shared.nn.inflate import inflate
@@ -89,7 +89,7 @@ class Ablation:
         """The metrics.json of an evaluation that is finished: this checkpoint, these settings, splits and store."""
         record = self.checkpoint(run)
         try:
-            document = page.read_metrics(self.result(run, protocol))
+            document = results.read_metrics(self.result(run, protocol))
         except RequestError:         # none there
             return None
         stored = {name: values for name, values in document["settings"].items() if name != "view"}
@@ -220,7 +220,7 @@ def claim(out: Path) -> int:
     What is left of an ablation that was killed is waited for. Raises RequestError where OUT is something else, or in
     use by an ablation that lives.
     """
-    if out.is_file() or any((out / name).exists() for name in (page.METRICS, "metrics.jsonl", "store.json")):
+    if out.is_file() or any((out / name).exists() for name in (results.METRICS, "metrics.jsonl", "store.json")):
         raise RequestError(f"--out {out} holds something else; expected a folder of evaluate.ablation, or a new one")
     out.mkdir(parents=True, exist_ok=True)
     lock, deadline = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluate.protocol import Figure, Table
-from evaluate.report import page, pictures
+from evaluate.report import page, pictures, results
 from shared.cli import RequestError
 from shared.pictures import figures
 
@@ -27,7 +27,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     """
     if len(folders) < 2:
         raise RequestError(f"--compare {' '.join(map(str, folders))}: expected two or more folders of evaluations")
-    documents = [page.read_metrics(folder) for folder in folders]
+    documents = [results.read_metrics(folder) for folder in folders]
     for folder, document in zip(folders, documents):
         if document["protocol"] == "compare":
             raise RequestError(f"{folder} is a comparison itself; give the folders that it compares: "
@@ -53,7 +53,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     path = out / "compare.png"
     figures.save(pictures.compare_figure(list(methods), list(columns), values, spreads, chance), path)
     notes = _unlike(names, documents)
-    page.write_metrics(out, {
+    results.write_metrics(out, {
         "protocol": "compare", "runs": [{"name": name, "folder": str(folder), "protocol": document["protocol"]}
                                         for name, folder, document in zip(names, folders, documents)],
         **{part: {f"{name}/{metric}": value for name, document in zip(names, documents)

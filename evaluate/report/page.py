@@ -1,4 +1,4 @@
-"""metrics.json and report.html of an evaluation: one document, written for programs and for readers.
+"""report.html of an evaluation: its results as people read them.
 
 The page needs nothing but itself: figures are data URIs, the style is inside. It reads on a phone and in print.
 """
@@ -8,22 +8,17 @@ import json
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 
-from evaluate import metrics
-from evaluate.protocol import Figure, Result, Table
-from shared.cli import RequestError
+from evaluate.protocol import Figure, Table
+from evaluate.report.results import METRICS, beside, plain
 from shared.store.record import write_atomic
 
-METRICS, REPORT = "metrics.json", "report.html"
+REPORT = "report.html"
 NUMBER = re.compile(r"[-+]?[\d.]+( ± [\d.]+)?(; \d+ of \d+| \(\d+ of \d+\))?")
 HEAD = 16             # characters of a column's name a line, in a terminal
 WHOLE = 16            # characters of a name that is not broken, on a page
-PACKAGES = "motionpack", "torch", "numpy", "scikit-learn"
 STYLE = """
 *{box-sizing:border-box}body{margin:0 auto;padding:1.2rem 1rem 3rem;max-width:62rem;background:#fff;color:#1c2228;
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
@@ -52,110 +47,6 @@ details::details-content{content-visibility:visible;block-size:auto}details>*{di
 """
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a protocol: which checkpoint (as it was asked for), splits and seed, and what it found."""
-
-    checkpoint: str
-    train_split: str | None
-    test_split: str | None
-    seed: int
-    result: Result
-
-
-def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints: Sequence[Mapping], store: Mapping,
-              notes: Sequence[str] = ()) -> dict:
-    """The content of metrics.json.
-
-    `metrics`: the headline, percent: the mean over the runs of the first pair of splits. `mean` and `spread` (sample
-    standard deviation; null for one run): over all runs. `interval`: 95 %, of a single run only, from its test samples.
-    A metric that some runs lack (R@10 where the gallery holds nine) stands in `runs` alone.
-    """
-    first = runs[0]
-    headline = [run for run in runs if (run.train_split, run.test_split) == (first.train_split, first.test_split)]
-    names = [name for name in first.result.metrics if all(name in run.result.metrics for run in runs)]
-    some = dict.fromkeys(name for run in runs for name in run.result.metrics if name not in names)
-    over_all = {name: metrics.mean_spread([run.result.metrics[name] for run in runs]) for name in names}
-    document = {
-        "protocol": protocol,
-        "metrics": {name: metrics.mean_spread([run.result.metrics[name] for run in headline])[0] for name in names},
-        "mean": {name: mean for name, (mean, _) in over_all.items()},
-        "spread": {name: spread for name, (_, spread) in over_all.items()},
-        "chance": {name: value for name, value in first.result.chance.items() if name not in some},
-        "beside": {method: {name: metrics.mean_spread([run.result.beside[method][name] for run in headline])[0]
-                            for name in values if name not in some} for method, values in first.result.beside.items()},
-        "interval": {name: [100 * end for end in metrics.interval(first.result.metrics[name] / 100, trials)]
-                     for name, trials in first.result.trials.items()} if len(runs) == 1 else {},
-        "seeds": sorted({run.seed for run in runs}),
-        "splits": {"train": list(dict.fromkeys(run.train_split for run in runs)),
-                   "test": list(dict.fromkeys(run.test_split for run in runs)),
-                   "leave_out": "group" if first.test_split is None else None},
-        "counts": dict(first.result.counts),
-        "runs": [{"checkpoint": run.checkpoint, "train_split": run.train_split, "test_split": run.test_split,
-                  "seed": run.seed, "metrics": dict(run.result.metrics), "counts": dict(run.result.counts)}
-                 for run in runs],
-        "settings": dict(settings),
-        "checkpoint": dict(checkpoints[0]),
-        "checkpoints": [dict(one) for one in checkpoints],
-        "store": dict(store),
-        "tables": [{"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
-                   for table in first.result.tables],
-        "notes": list(dict.fromkeys([*notes, *(note for run in runs for note in run.result.notes),
-                                     *(f"{name} is left out: not all runs have measured it." for name in some)])),
-        "versions": {name: version(name) for name in PACKAGES},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return document
-
-
-def write_metrics(out: Path, document: dict) -> Path:
-    """OUT/metrics.json, whole or not at all. Raises ValueError for numbers that are not finite."""
-    path = out / METRICS
-    write_atomic(path, (json.dumps(document, indent=1, allow_nan=False, default=_plain) + "\n").encode())
-    return path
-
-
-def _plain(value):
-    """numpy's numbers and paths, for JSON."""
-    if isinstance(value, Path):
-        return str(value)
-    return value.item()
-
-
-def read_metrics(folder: Path) -> dict:
-    """The metrics.json of an evaluation's folder. Raises RequestError where there is none, or another file."""
-    path = Path(folder) / METRICS if Path(folder).is_dir() else Path(folder)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        document["protocol"], document["metrics"].items(), document["spread"], document["chance"]
-    except FileNotFoundError:
-        raise RequestError(f"{folder} holds no {METRICS}; expected the --out folder of an evaluation") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(f"{path} is no result of evaluate.run ({type(error).__name__}); expected its --out "
-                           "folder") from None
-    return document
-
-
-def summary_line(document: Mapping, path: Path) -> str:
-    """One line: protocol, every metric with its spread, chance and what stands beside it, how many videos and runs,
-    where the report is."""
-    parts = []
-    for name, value in document["metrics"].items():
-        spread, chance = document["spread"].get(name), document["chance"].get(name)
-        known = ", ".join(f"{method} {number:z.1f}" for method, number in
-                          (("chance", chance), *_beside(document, name)) if number is not None)
-        parts.append(f"{name} {value:z.1f}{f' ± {spread:.1f}' if spread is not None else ''}"
-                     f"{f' ({known})' if known else ''}")
-    runs, tested = len(document["runs"]), document["counts"].get("test_videos")
-    return (f"{document['protocol']}: {', '.join(parts)} %"
-            + (f"; {tested:,} test videos" if tested else "") + (f"; {runs} runs" if runs > 1 else "") + f"; {path}")
-
-
-def _beside(document: Mapping, name: str) -> list[tuple[str, float]]:
-    """(method, percent) of what stands beside a metric."""
-    return [(method, values[name]) for method, values in document.get("beside", {}).items() if name in values]
-
-
 def write_report(out: Path, document: Mapping, figures: Sequence[Figure], title: str) -> Path:
     """OUT/report.html of `document`, with the figures inside."""
     parts = [cards_html(document), notes_html(document["notes"])]
@@ -174,12 +65,6 @@ def write_report(out: Path, document: Mapping, figures: Sequence[Figure], title:
     made = f"motionpack {document['versions']['motionpack']}, {document['created']}"
     parts.append(f'<p class="quiet">{escape(made)}; the same numbers for programs: {METRICS}</p>')
     return write_page(out / REPORT, title, parts)
-
-
-def listed(out: Path, figures: Sequence[Figure]) -> list[dict]:
-    """The figures for metrics.json, so that a comparison finds them: `file` under OUT, `caption`, `wide`."""
-    return [{"file": Path(figure.path).relative_to(out).as_posix(), "caption": figure.caption, "wide": figure.wide}
-            for figure in figures]
 
 
 def figures_html(figures: Sequence[Figure]) -> str:
@@ -232,7 +117,7 @@ def cards_html(document: Mapping) -> str:
             lines.append(f"95 %: {low:.1f} to {high:.1f}")
         if name in document["chance"]:
             lines.append(f"chance {document['chance'][name]:.1f}")
-        lines += [f"{escape(method)} {number:z.1f}" for method, number in _beside(document, name)]
+        lines += [f"{escape(method)} {number:z.1f}" for method, number in beside(document, name)]
         cards.append(f'<div class="card"><span class="name">{breaking(name)}</span><b>{value:z.1f} %</b>'
                      + "".join(f"<span>{line}</span>" for line in lines) + "</div>")
     return f'<div class="cards">{"".join(cards)}</div>'
@@ -299,7 +184,7 @@ def keys_html(values: Mapping) -> str:
     """Nested settings as a table of two columns; a large part folds away."""
     rows, folded = [], ""
     for key, value in values.items():
-        if isinstance(value, Mapping) and len(json.dumps(value, default=_plain)) > 600:
+        if isinstance(value, Mapping) and len(json.dumps(value, default=plain)) > 600:
             folded += f"<details><summary>{escape(str(key))}</summary>{keys_html(value)}</details>"
         else:
             rows.append(f'<tr><td class="key">{escape(str(key))}</td>'

@@ -17,14 +17,10 @@ import torch
 from evaluate import export, folds, run
 from evaluate.features.encoders import open_encoder, weights_hash
 from evaluate.frozen import linear, retrieval
-from evaluate.protocol import Result, Table
-from evaluate.report import page
 from evaluate.report.pictures import curves_figure
 from shared import cli
 from shared.cli import RequestError
 from shared.nn.distributed import World
-from shared.recipes.pretraining import load_training
-from shared.store.index import Index
 
 FAST = ["--set", "run.threads=1", "--set", "clips=2", "--set", "run.device=cpu"]
 
@@ -115,37 +111,6 @@ def test_a_store_holds_no_results(evaluate, store):
         evaluate("linear", "mean-image", out=store)
 
 
-@pytest.mark.parametrize("dataset, seen", [("ucf101", 9), ("folder", 0)])
-def test_videos_of_another_store_were_not_trained_on(store, dataset, seen):
-    """Published lists are the same everywhere; two stores of folders share the names of their splits at most."""
-    index, document = Index.load(store), {"dataset": dataset}
-    trained = {"dataset": dataset, "split": "train", "store": "elsewhere", "index": "000001-00000000"}
-
-    def said(**more):
-        encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint",
-                                                                              "stores": [{**trained, **more}]})
-        return run.notes([encoder], index, document, pairs, World())
-
-    pairs = [(None, None)]
-    here = ["9 test videos of the store were in the pre-training list 'train', which saw them without labels "
-            "(docs/method.md 1.6)."]
-    assert said() == (here if seen else [])
-    assert said(store=str(store)) == said(index=index.generation) == here
-    pairs = [("test", None)]                                      # --leave-out group --train-split test
-    assert said(store=str(store)) == []
-
-
-def test_imagenet_weights_are_missed_where_the_paper_has_them(store):
-    """MCL's numbers start from them; MaCLR's reconstruction does not (docs/method.md 2)."""
-    def said(pipeline):
-        recipe = load_training(pipeline).recipe.to_dict()
-        encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint", "recipe": recipe})
-        return run.notes([encoder], Index.load(store), {"dataset": "folder"}, [], World())
-
-    assert ["without ImageNet weights" in note for note in said("mcl")] == [True]
-    assert said("maclr") == said("maclr-tiny") == said("mcl-tiny") == []
-
-
 def test_every_rank_names_the_runs_alike_and_every_pair_of_splits_has_every_seed(store, tmp_path, monkeypatch):
     """What a rank reads of an earlier run lies where rank 0 has written it."""
     asked = []
@@ -157,23 +122,6 @@ def test_every_rank_names_the_runs_alike_and_every_pair_of_splits_has_every_seed
     assert asked == [
         ("00-train-test-seed0", "random:r2plus1d_tiny:0"), ("01-train-test-seed1", "random:r2plus1d_tiny:1"),
         ("02-train2-test2-seed0", "random:r2plus1d_tiny:0"), ("03-train2-test2-seed1", "random:r2plus1d_tiny:1")]
-
-
-def test_what_not_every_run_measures_has_no_mean(tmp_path):
-    """A small second split has no ten neighbours."""
-    runs = [page.Run("c", "train1", "test1", 0, Result({"r@1": 50.0, "r@10": 90.0}, {"r@1": 10.0, "r@10": 60.0})),
-            page.Run("c", "train2", "test2", 0, Result({"r@1": 40.0}, {"r@1": 12.0}))]
-    found = page.summarise("retrieval", runs, {}, [{"checkpoint": "c"}], {"store": "s"})
-    assert (found["metrics"], found["mean"], found["chance"]) == ({"r@1": 50}, {"r@1": 45}, {"r@1": 10})
-    assert [one["metrics"].get("r@10") for one in found["runs"]] == [90, None]
-    assert found["notes"] == ["r@10 is left out: not all runs have measured it."]
-    assert "r@10 is left out" in page.write_report(tmp_path, found, [], "title").read_text()
-
-
-def test_nothing_is_minus_nought():
-    table = Table("t", ("a", "b"), [("x", -0.04), ("y", -0.06)])
-    assert [line.split() for line in page.table_text(table).splitlines()[1:]] == [["x", "0.0"], ["y", "-0.1"]]
-    assert ">0.0<" in page.table_html(table) and "-0.0" not in page.table_html(table)
 
 
 def test_the_c_that_is_told_is_one_that_was_taken(evaluate, monkeypatch):

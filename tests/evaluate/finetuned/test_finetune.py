@@ -22,6 +22,7 @@ from evaluate.finetuned.finetune import CropsView
 from evaluate.finetuned.labelled import Cropping, LabelledClips
 from evaluate.folds import Samples
 from evaluate.protocol import load_settings
+from evaluate.report import results
 from shared import cli
 from shared.cli import RequestError, Stopped
 from shared.clips.index import ClipGeometry
@@ -88,9 +89,9 @@ def test_its_file_is_a_classifier_and_a_checkpoint(learnt, store):
     assert weights_hash(open_encoder(str(path)).net) == weights_hash(found.backbone) != weights_hash(
         open_encoder(FRESH).net)
     index, document = Index.load(store), json.loads((store / "store.json").read_text())
-    note, = run.notes([open_encoder(str(path))], index, document, [("train2", "test2")], World())
+    note, = results.notes([open_encoder(str(path))], index, document, [("train2", "test2")], World())
     assert note.startswith("6 test videos of test2 were in the training list 'train' of this checkpoint, WITH")
-    assert run.origin(open_encoder(str(path)))["kind"] == "finetuned"
+    assert results.origin(open_encoder(str(path)))["kind"] == "finetuned"
 
 
 def test_what_is_trained_is_not_trained_again(learnt, store, tmp_path):

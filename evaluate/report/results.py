@@ -1,0 +1,175 @@
+"""metrics.json of an evaluation: what its runs found, on what, and what a reader has to know of the numbers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from evaluate import metrics
+from evaluate.features.encoders import Encoder
+from evaluate.features.extract import choose
+from evaluate.protocol import Figure, Result
+from shared.cli import RequestError, plural
+from shared.nn.checkpoint import FINETUNED
+from shared.nn.distributed import World
+from shared.store.index import Index
+from shared.store.record import write_atomic
+
+METRICS = "metrics.json"
+PACKAGES = "motionpack", "torch", "numpy", "scikit-learn"
+OWN = "folder", "synthetic"     # datasets of people's own videos: each store holds others
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a protocol: which checkpoint (as it was asked for), splits and seed, and what it found."""
+
+    checkpoint: str
+    train_split: str | None
+    test_split: str | None
+    seed: int
+    result: Result
+
+
+def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints: Sequence[Mapping], store: Mapping,
+              notes: Sequence[str] = ()) -> dict:
+    """The content of metrics.json.
+
+    `metrics`: the headline, percent: the mean over the runs of the first pair of splits. `mean` and `spread` (sample
+    standard deviation; null for one run): over all runs. `interval`: 95 %, of a single run only, from its test samples.
+    A metric that some runs lack (R@10 where the gallery holds nine) stands in `runs` alone.
+    """
+    first = runs[0]
+    headline = [run for run in runs if (run.train_split, run.test_split) == (first.train_split, first.test_split)]
+    names = [name for name in first.result.metrics if all(name in run.result.metrics for run in runs)]
+    some = dict.fromkeys(name for run in runs for name in run.result.metrics if name not in names)
+    over_all = {name: metrics.mean_spread([run.result.metrics[name] for run in runs]) for name in names}
+    return {
+        "protocol": protocol,
+        "metrics": {name: metrics.mean_spread([run.result.metrics[name] for run in headline])[0] for name in names},
+        "mean": {name: mean for name, (mean, _) in over_all.items()},
+        "spread": {name: spread for name, (_, spread) in over_all.items()},
+        "chance": {name: value for name, value in first.result.chance.items() if name not in some},
+        "beside": {method: {name: metrics.mean_spread([run.result.beside[method][name] for run in headline])[0]
+                            for name in values if name not in some} for method, values in first.result.beside.items()},
+        "interval": {name: [100 * end for end in metrics.interval(first.result.metrics[name] / 100, trials)]
+                     for name, trials in first.result.trials.items()} if len(runs) == 1 else {},
+        "seeds": sorted({run.seed for run in runs}),
+        "splits": {"train": list(dict.fromkeys(run.train_split for run in runs)),
+                   "test": list(dict.fromkeys(run.test_split for run in runs)),
+                   "leave_out": "group" if first.test_split is None else None},
+        "counts": dict(first.result.counts),
+        "runs": [{"checkpoint": run.checkpoint, "train_split": run.train_split, "test_split": run.test_split,
+                  "seed": run.seed, "metrics": dict(run.result.metrics), "counts": dict(run.result.counts)}
+                 for run in runs],
+        "settings": dict(settings),
+        "checkpoint": dict(checkpoints[0]),
+        "checkpoints": [dict(one) for one in checkpoints],
+        "store": dict(store),
+        "tables": [{"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
+                   for table in first.result.tables],
+        "notes": list(dict.fromkeys([*notes, *(note for run in runs for note in run.result.notes),
+                                     *(f"{name} is left out: not all runs have measured it." for name in some)])),
+        "versions": {name: version(name) for name in PACKAGES},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_metrics(out: Path, document: dict) -> Path:
+    """OUT/metrics.json, whole or not at all. Raises ValueError for numbers that are not finite."""
+    path = out / METRICS
+    write_atomic(path, (json.dumps(document, indent=1, allow_nan=False, default=plain) + "\n").encode())
+    return path
+
+
+def plain(value):
+    """numpy's numbers and paths, for JSON."""
+    if isinstance(value, Path):
+        return str(value)
+    return value.item()
+
+
+def read_metrics(folder: Path) -> dict:
+    """The metrics.json of an evaluation's folder. Raises RequestError where there is none, or another file."""
+    path = Path(folder) / METRICS if Path(folder).is_dir() else Path(folder)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document["protocol"], document["metrics"].items(), document["spread"], document["chance"]
+    except FileNotFoundError:
+        raise RequestError(f"{folder} holds no {METRICS}; expected the --out folder of an evaluation") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(f"{path} is no result of evaluate.run ({type(error).__name__}); expected its --out "
+                           "folder") from None
+    return document
+
+
+def summary_line(document: Mapping, path: Path) -> str:
+    """One line: protocol, every metric with its spread, chance and what stands beside it, how many videos and runs,
+    where the report is."""
+    parts = []
+    for name, value in document["metrics"].items():
+        spread, chance = document["spread"].get(name), document["chance"].get(name)
+        known = ", ".join(f"{method} {number:z.1f}" for method, number in
+                          (("chance", chance), *beside(document, name)) if number is not None)
+        parts.append(f"{name} {value:z.1f}{f' ± {spread:.1f}' if spread is not None else ''}"
+                     f"{f' ({known})' if known else ''}")
+    runs, tested = len(document["runs"]), document["counts"].get("test_videos")
+    return (f"{document['protocol']}: {', '.join(parts)} %"
+            + (f"; {tested:,} test videos" if tested else "") + (f"; {runs} runs" if runs > 1 else "") + f"; {path}")
+
+
+def beside(document: Mapping, name: str) -> list[tuple[str, float]]:
+    """(method, percent) of what stands beside a metric."""
+    return [(method, values[name]) for method, values in document.get("beside", {}).items() if name in values]
+
+
+def listed(out: Path, figures: Sequence[Figure]) -> list[dict]:
+    """The figures for metrics.json, so that a comparison finds them: `file` under OUT, `caption`, `wide`."""
+    return [{"file": Path(figure.path).relative_to(out).as_posix(), "caption": figure.caption, "wide": figure.wide}
+            for figure in figures]
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a training's metrics.jsonl; a last line that a kill has torn is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ():
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def origin(encoder: Encoder) -> dict:
+    """The checkpoint's provenance for the page."""
+    return {"checkpoint": encoder.text, "sha256": encoder.sha256, **encoder.provenance}
+
+
+def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, world: World) -> list[str]:
+    """What the numbers depend on and a reader would not expect."""
+    out = []
+    for encoder in encoders:
+        for trained in encoder.provenance.get("stores", []):
+            # Lists of published sets are the same in every store; other stores share no more than a name.
+            same = (trained["dataset"] == document["dataset"] if document["dataset"] not in OWN else
+                    index.generation == trained["index"] or str(index.store) == trained["store"])
+            if not same or trained["split"] not in (None, *index.splits):
+                continue
+            seen = set(choose(index, trained["split"]).tolist())
+            for train, test in pairs:
+                asked = test or train                      # every video of `train` in turn, with --leave-out
+                both = len(seen & set(choose(index, asked).tolist()))
+                tested = f"{plural(both, 'test video')} of {asked or 'the store'} {'was' if both == 1 else 'were'}"
+                if both and trained.get("labels"):
+                    out.append(f"{tested} in the training list "
+                               f"{trained['split']!r} of this checkpoint, WITH their labels: the numbers are no test.")
+                elif both:
+                    out.append(f"{tested} in the pre-training list "
+                               f"{trained['split']!r}, which saw them without labels (docs/method.md 1.6).")
+        recipe = encoder.provenance.get("recipe") if encoder.provenance["kind"] != FINETUNED else None
+        if recipe and "maclr" not in recipe and not encoder.provenance.get("init") and \
+                recipe["model"]["backbone"] != "r2plus1d_tiny":
+            out.append("Pre-trained without ImageNet weights (--init); the paper's numbers start from them.")
+    if world.device.type == "cuda":
+        out.append("Features were computed on CUDA, where convolutions may use TF32.")
+    return list(dict.fromkeys(out))

@@ -1,0 +1,60 @@
+"""What metrics.json and the page say of the runs, and what they warn of."""
+
+import dataclasses
+
+import pytest
+
+from evaluate.features.encoders import open_encoder
+from evaluate.protocol import Result, Table
+from evaluate.report import page, results
+from shared.nn.distributed import World
+from shared.recipes.pretraining import load_training
+from shared.store.index import Index
+
+
+@pytest.mark.parametrize("dataset, seen", [("ucf101", 9), ("folder", 0)])
+def test_videos_of_another_store_were_not_trained_on(store, dataset, seen):
+    """Published lists are the same everywhere; two stores of folders share the names of their splits at most."""
+    index, document = Index.load(store), {"dataset": dataset}
+    trained = {"dataset": dataset, "split": "train", "store": "elsewhere", "index": "000001-00000000"}
+
+    def said(**more):
+        encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint",
+                                                                              "stores": [{**trained, **more}]})
+        return results.notes([encoder], index, document, pairs, World())
+
+    pairs = [(None, None)]
+    here = ["9 test videos of the store were in the pre-training list 'train', which saw them without labels "
+            "(docs/method.md 1.6)."]
+    assert said() == (here if seen else [])
+    assert said(store=str(store)) == said(index=index.generation) == here
+    pairs = [("test", None)]                                      # --leave-out group --train-split test
+    assert said(store=str(store)) == []
+
+
+def test_imagenet_weights_are_missed_where_the_paper_has_them(store):
+    """MCL's numbers start from them; MaCLR's reconstruction does not (docs/method.md 2)."""
+    def said(pipeline):
+        recipe = load_training(pipeline).recipe.to_dict()
+        encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint", "recipe": recipe})
+        return results.notes([encoder], Index.load(store), {"dataset": "folder"}, [], World())
+
+    assert ["without ImageNet weights" in note for note in said("mcl")] == [True]
+    assert said("maclr") == said("maclr-tiny") == said("mcl-tiny") == []
+
+
+def test_what_not_every_run_measures_has_no_mean(tmp_path):
+    """A small second split has no ten neighbours."""
+    runs = [results.Run("c", "train1", "test1", 0, Result({"r@1": 50.0, "r@10": 90.0}, {"r@1": 10.0, "r@10": 60.0})),
+            results.Run("c", "train2", "test2", 0, Result({"r@1": 40.0}, {"r@1": 12.0}))]
+    found = results.summarise("retrieval", runs, {}, [{"checkpoint": "c"}], {"store": "s"})
+    assert (found["metrics"], found["mean"], found["chance"]) == ({"r@1": 50}, {"r@1": 45}, {"r@1": 10})
+    assert [one["metrics"].get("r@10") for one in found["runs"]] == [90, None]
+    assert found["notes"] == ["r@10 is left out: not all runs have measured it."]
+    assert "r@10 is left out" in page.write_report(tmp_path, found, [], "title").read_text()
+
+
+def test_nothing_is_minus_nought():
+    table = Table("t", ("a", "b"), [("x", -0.04), ("y", -0.06)])
+    assert [line.split() for line in page.table_text(table).splitlines()[1:]] == [["x", "0.0"], ["y", "-0.1"]]
+    assert ">0.0<" in page.table_html(table) and "-0.0" not in page.table_html(table)
