@@ -39,7 +39,8 @@ from shared.nn.backbones import build_backbone
 from shared.nn.distributed import World, close_world, open_world, parallel, reduce_logs
 from shared.nn.inflate import inflate
 from shared.nn.together import Interrupt, agree, every, lost_peer, raise_first, together
-from shared.recipes.pretraining import RunTraining, Training, load_training
+from shared.recipes.pretraining import RunTraining
+from shared.recipes.training import Training, load_training
 from shared.schedule import Schedule
 from train.maclr import MaCLR
 from train.moco import Learner, aligns

@@ -9,8 +9,8 @@ from shared.cli import RequestError, plural
 from shared.clips.loader import Sampler
 from shared.nn import checkpoint
 from shared.nn.distributed import World
-from shared.recipes.pretraining import Training
 from shared.recipes.settings import differences
+from shared.recipes.training import Training
 from train.moco import Learner
 
 

@@ -10,7 +10,7 @@ from evaluate.protocol import PROTOCOLS, find_protocol, load_settings, share_set
 from evaluate.run import split_pairs
 from evaluate.settings import FeatureSettings, Settings
 from shared.cli import RequestError
-from shared.recipes.pretraining import Training, load_training
+from shared.recipes.training import Training, load_training
 from shared.store.index import Index
 from shared.store.record import read_json
 

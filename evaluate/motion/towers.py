@@ -17,7 +17,8 @@ from shared.nn.backbones import build_backbone
 from shared.nn.checkpoint import FINETUNED, load_finetuned, load_weights, read
 from shared.nn.heads import Projection
 from shared.nn.layers import Backbone
-from shared.recipes.pretraining import Augment, Pretraining, Sampling, build_recipe, load_training
+from shared.recipes.pretraining import Augment, Pretraining, Sampling, build_recipe
+from shared.recipes.training import load_training
 from shared.saliency import similarity
 
 SIMILARITY, CLASS, AUTO = "similarity", "class", "auto"

@@ -1,4 +1,4 @@
-"""pipelines.yaml's `pipelines:` -> frozen dataclasses: everything that a pre-training run computes, and how it runs.
+"""Everything that a pre-training run computes, and how it runs, as frozen dataclasses.
 
 `Pretraining` is what is computed: it goes into the checkpoint, and a run is resumed only with the same one.
 `RunTraining` (settings under `run.`) says where and how, and may change between a run and its resumption.
@@ -7,14 +7,13 @@ Terms as in docs/method.md 1.2 (sampling, augmentation), 1.3 (contrast), 1.4 (al
 
 import dataclasses
 import json
-import typing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from shared.cli import RequestError, nearest
 from shared.clips.index import ClipGeometry
-from shared.recipes.pretraining_checks import FRAME_CLIP, FRAME_NETS, check, check_run
-from shared.recipes.settings import apply_settings, build, load_document
+from shared.recipes.settings import build
+
+FRAME_NETS = ("r2d_50", "i2d")     # 2D nets: they see single frames, so only L_s applies (docs/method.md 1.4)
+FRAME_CLIP = "1x1"
 
 
 @dataclass(frozen=True)
@@ -208,64 +207,6 @@ class RunTraining:
     reshard: bool
 
 
-SECTIONS = {field.name: field.type for field in dataclasses.fields(Pretraining)} | {"maclr": Maclr}
-
-
-@dataclass(frozen=True)
-class Training:
-    """One resolved request: a pipeline's name, what to expect of it, its recipe, and what was derived on the way."""
-
-    name: str
-    about: str
-    recipe: Pretraining
-    run: RunTraining
-    notes: tuple[str, ...] = ()
-
-
-def load_training(name: str, settings: typing.Sequence[str] = (), path: Path | None = None) -> Training:
-    """The pipeline `name` with `key=value` settings laid over it.
-
-    A 2D backbone takes its clip and its alignment terms along where no setting names them; the notes say so.
-    Raises RequestError for an unknown pipeline, key, type or value, naming the nearest right one.
-    """
-    document = load_document(path)
-    pipelines = document["pipelines"]
-    if name not in pipelines:
-        raise RequestError(f"pipeline {name!r} is unknown{nearest(name, pipelines)}")
-    tree = dict(pipelines[name])
-    about = tree.pop("about", "")
-    tree["run"] = {**document["training"], **tree.get("run", {})}
-    before = build_recipe({key: value for key, value in tree.items() if key != "run"})
-    sections = {section: cls for section, cls in SECTIONS.items() if section in tree}
-    tree = apply_settings(tree, sections | {"run": RunTraining}, settings)
-    run = build(RunTraining, tree.pop("run"), "run")
-    recipe, notes = _derive(before, build_recipe(tree), {setting.partition("=")[0].strip() for setting in settings})
-    check(recipe)
-    check_run(run)
-    return Training(name, about, recipe, run, notes)
-
-
 def build_recipe(tree: dict) -> Pretraining:
     """Plain dictionaries, such as a checkpoint's, as a recipe. Raises RequestError."""
     return build(Pretraining, tree, "")
-
-
-def _derive(before: Pretraining, recipe: Pretraining, asked: set[str]) -> tuple[Pretraining, tuple[str, ...]]:
-    """What follows from the settings asked for, unless one names it: the length from epochs or steps, and a 2D net's
-    clip and alignment terms."""
-    named = {key.rpartition(".")[2] for key in asked}
-    notes = []
-    for key, other in (("epochs", "steps"), ("steps", "epochs")):
-        if key in named and other not in named and getattr(recipe.optimise, key) > 0:
-            recipe = replace(recipe, optimise=replace(recipe.optimise, **{other: 0}))
-    net, alignment = recipe.model.backbone, recipe.alignment
-    if net not in FRAME_NETS or before.model.backbone in FRAME_NETS:
-        return recipe, ()
-    if "clip" not in named:
-        recipe = replace(recipe, sampling=replace(recipe.sampling, clip=FRAME_CLIP))
-        notes.append(f"{net} sees single frames: sampling.clip is {FRAME_CLIP}")
-    dropped = [term for term in ("st", "t") if getattr(alignment, term) and not asked & {term, f"alignment.{term}"}]
-    if alignment.variant != "none" and alignment.s and dropped:
-        recipe = replace(recipe, alignment=replace(alignment, **dict.fromkeys(dropped, False)))
-        notes.append(f"of the alignment terms only L_s applies to single frames: alignment.{' and '.join(dropped)} off")
-    return recipe, tuple(notes)

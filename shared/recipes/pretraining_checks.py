@@ -1,19 +1,12 @@
 """Values of a pre-training recipe that no run can have, refused by name before anything is read."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from shared.cli import RequestError, nearest
+from shared.clips.index import ClipGeometry
+from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS, Alignment, Maclr, Pretraining, RunTraining
 
-if TYPE_CHECKING:
-    from shared.clips.index import ClipGeometry
-    from shared.recipes.pretraining import Alignment, Maclr, Pretraining, RunTraining
-
-FRAME_NETS = ("r2d_50", "i2d")     # 2D nets: they see single frames, so only L_s applies (docs/method.md 1.4)
-FRAME_CLIP = "1x1"
 TERMS = ("st", "s", "t")
 
 

@@ -1,6 +1,6 @@
 """The strict machinery of settings: plain YAML -> frozen dataclasses. A misspelt key or a wrong type is named.
 
-Its users: shared.recipes.preprocessing (what a store holds) and shared.recipes.pretraining (what a training run does).
+Its users: shared.recipes.preprocessing (what a store holds) and shared.recipes.training (what a training run does).
 """
 
 import dataclasses

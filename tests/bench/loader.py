@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shared.clips.data import ClipData
 from shared.clips.loader import PART, PREFETCH, Loader, Sampler
-from shared.recipes.pretraining import load_training
+from shared.recipes.training import load_training
 from shared.store.index import Index, publish
 from shared.store.record import write_json_atomic
 

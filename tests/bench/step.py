@@ -19,7 +19,8 @@ import torch
 from shared.clips.views import Views
 from shared.nn.backbones import build_backbone
 from shared.nn.distributed import World, choose_device
-from shared.recipes.pretraining import Pretraining, load_training
+from shared.recipes.pretraining import Pretraining
+from shared.recipes.training import load_training
 from train.maclr import MaCLR
 from train.moco import Learner
 

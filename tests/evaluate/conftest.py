@@ -73,7 +73,7 @@ def checkpoint(tmp_path_factory):
 
     from shared.nn import checkpoint
     from shared.nn.backbones import build_backbone
-    from shared.recipes.pretraining import load_training
+    from shared.recipes.training import load_training
 
     run = tmp_path_factory.mktemp("evaluate") / "run"
     run.mkdir()
@@ -156,7 +156,7 @@ def contrastive(tmp_path_factory):
 
     from shared.nn import checkpoint
     from shared.nn.backbones import build_backbone
-    from shared.recipes.pretraining import load_training
+    from shared.recipes.training import load_training
     from train.moco import Learner
 
     torch.manual_seed(11)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.recipes.pretraining import load_training
+from shared.recipes.training import load_training
 from shared.schedule import Schedule
 
 PAPER = load_training("mcl").recipe.optimise

@@ -23,7 +23,7 @@ from shared import cli
 from shared.cli import RequestError
 from shared.nn.checkpoint import load_backbone
 from shared.pictures import figures
-from shared.recipes.pretraining import load_training
+from shared.recipes.training import load_training
 
 SMALL = ["--set", "batch=4", "--set", "bn_group=2", "--set", "queue=16", "--set", "run.workers=0",
          "--set-evaluation", "clips=2", "--set-evaluation", "run.device=cpu"]

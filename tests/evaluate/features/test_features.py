@@ -22,7 +22,7 @@ from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
 from shared.clips.views import MEAN, STD, resize
 from shared.nn.distributed import World
-from shared.recipes.pretraining import load_training
+from shared.recipes.training import load_training
 from shared.store.layout import StoreError
 from shared.store.reader import StoreReader
 

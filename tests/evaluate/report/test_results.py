@@ -8,7 +8,7 @@ from evaluate.features.encoders import open_encoder
 from evaluate.protocol import Result, Table
 from evaluate.report import page, results
 from shared.nn.distributed import World
-from shared.recipes.pretraining import load_training
+from shared.recipes.training import load_training
 from shared.store.index import Index
 
 

@@ -5,9 +5,10 @@ import re
 import pytest
 
 from shared.cli import RequestError
-from shared.recipes.pretraining import build_recipe, load_training
+from shared.recipes.pretraining import build_recipe
 from shared.recipes.pretraining_checks import TERMS
 from shared.recipes.settings import differences, load_document, pipelines_path
+from shared.recipes.training import load_training
 
 FULL = ("moco", "seco", "seco-ta", "seco-sa", "seco-ta-sa", "moco-ta-sa", "mcl-t", "mcl-s", "mcl-st", "mcl", "mcl-v1",
         "mcl-v2", "mcl-moco")
