@@ -20,6 +20,7 @@ from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.recipes.preprocessing import recipe_hash
 from shared.store.chunks import decode_rows
 from shared.store.clip_tables import ClipTables
+from shared.store.committed import sweep_partials
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import (
     FORMAT,
@@ -33,7 +34,7 @@ from shared.store.layout import (
 from shared.store.lease import held
 from shared.store.lock import store_lock
 from shared.store.objects import fetched, upload_pack
-from shared.store.packs import sweep_partials, write_array
+from shared.store.packs import write_array
 from shared.store.place import ObjectPath, Place, store_argument
 from shared.store.rebuild import build_index
 from shared.store.record import fsync_directory, read_json, write_atomic, write_json_atomic, write_synced

@@ -20,11 +20,11 @@ from shared.cli import RequestError
 from shared.datasets.catalog import Catalog
 from shared.recipes.preprocessing import Pipeline, pack_recipe_hash, recipe_hash
 from shared.recipes.settings import differences
+from shared.store.committed import sweep_partials
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import FORMAT, StoreError
 from shared.store.lock import store_lock
 from shared.store.objects import sweep_prefixes
-from shared.store.packs import sweep_partials
 from shared.store.place import ObjectPath, Place
 from shared.store.rebuild import build_index, lost_packs
 from shared.store.record import read_json, write_json_atomic, write_record

@@ -21,7 +21,8 @@ from preprocess.stages import Decoded, FlowError, TooShort, motion_arrays, prefe
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.datasets.catalog import Video
 from shared.recipes.preprocessing import Recipe, Run
-from shared.store.packs import PackWriter, load_pack
+from shared.store.committed import load_pack
+from shared.store.packs import PackWriter
 from shared.store.place import Place
 from shared.store.tables import FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT

@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from shared.clips.index import ClipGeometry, ClipIndex
 from shared.motion import CELL
 from shared.store.chunks import encode_jpeg, encode_rows, half, quantise_edges, seal
 from shared.store.clip_tables import ClipTables
+from shared.store.committed import load_pack
 from shared.store.layout import (
     FORMAT,
     JPEG_QUALITY,
@@ -29,21 +30,12 @@ from shared.store.layout import (
     group_document,
     pack_groups,
 )
-from shared.store.objects import Scratch, fetched, unique_path, upload_pack
+from shared.store.objects import Scratch, unique_path, upload_pack
 from shared.store.place import ObjectPath, Place, as_place
-from shared.store.record import fsync_directory, hidden_name, partials, write_synced
+from shared.store.record import fsync_directory, hidden_name, write_synced
 from shared.store.shards import FrameWriter, RowWriter
 from shared.store.tables import FailureRow, PackRow, VideoRow
-from shared.store.verify import (
-    ROOT,
-    files_on_disk,
-    hash_file,
-    payload_crcs,
-    read_root,
-    root_rows,
-    seal_attributes,
-    verify_arrays,
-)
+from shared.store.verify import ROOT, hash_file, seal_attributes, verify_arrays
 
 ENCODE_RUN = 8  # frames that one thread encodes at a time
 
@@ -283,61 +275,3 @@ def write_array(folder: Path, layout: ArrayLayout, values: np.ndarray | int) -> 
         (folder / layout.file).unlink()  # an array without rows has no chunk
     elif rows and not layout.chunk_rows:
         write_synced(folder / layout.file, seal(encode_rows(values)))
-
-
-def committed_packs(store: Path) -> dict[str, str]:
-    """{name: path relative to the store} of the packs on disk. Raises StoreError when a name comes twice."""
-    packs = {}
-    for file in sorted(Path(store).glob(f"packs/*/[!.]*/{ROOT}")):
-        path = file.parent.relative_to(store).as_posix()
-        if packs.setdefault(file.parent.name, path) != path:
-            raise StoreError(f"{store}/{path}: has the name of {packs[file.parent.name]}")
-    return packs
-
-
-def rootless_packs(store: Path) -> list[str]:
-    """Folders where a pack should be, relative to the store, that lost their zarr.json."""
-    return sorted(path.relative_to(store).as_posix() for path in Path(store).glob("packs/*/[!.]*")
-                  if path.is_dir() and not (path / ROOT).exists())
-
-
-def load_pack(store: Place, path: str) -> tuple[PackRow, list[VideoRow], list[FailureRow]]:
-    """A committed pack's row, videos and failures, every file hashed. Raises StoreError for damage.
-
-    path: relative to the store, as in packs.csv.
-    """
-    store = as_place(store)
-    if isinstance(store, ObjectPath):
-        with fetched(store, path) as folder:
-            return load_pack(folder, path)
-    folder = store / path
-    attributes = read_root(folder, strict=True)
-    files = {name: hash_file(folder / name) for name in sorted(files_on_disk(folder))}
-    root = files.pop(ROOT)
-    listed = {name: tuple(entry) for name, entry in attributes["files"].items()}
-    if files != listed or attributes["chunks"] != payload_crcs(folder, files):
-        raise StoreError(f"{folder}: its files are not those that it lists")
-    videos, failures = root_rows(attributes)
-    row = PackRow(attributes["pack"], path, attributes["frames"], len(videos), attributes["backend"],
-                  {**files, ROOT: root})
-    return row, videos, failures
-
-
-def sweep_partials(store: Place) -> list[str]:
-    """Remove what dead runs left half-written. Only the run that holds the store's lock may. Returns what went.
-
-    A worker may outlive its driver and still be writing: its folder is taken from it at once, by a rename, so that it
-    can commit all of its pack or nothing.
-    """
-    swept = partials(store)
-    for path in swept:
-        with suppress(FileNotFoundError):  # its writer has committed or removed it
-            if path.is_symlink() or not path.is_dir():
-                path.unlink()
-                continue
-            doomed = hidden_name(path)
-            os.rename(path, doomed)
-            while doomed.exists():
-                with suppress(FileNotFoundError):  # its writer removes it too
-                    shutil.rmtree(doomed)
-    return [path.relative_to(store).as_posix() for path in swept]

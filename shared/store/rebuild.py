@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from shared.store.chunks import crc32c
+from shared.store.committed import committed_packs, load_pack, rootless_packs
 from shared.store.index import Index
 from shared.store.layout import StoreError
 from shared.store.objects import committed_prefixes
-from shared.store.packs import committed_packs, load_pack, rootless_packs
 from shared.store.place import ObjectPath, Place, as_place, read_all
 from shared.store.tables import FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT, parse_root, root_rows

@@ -14,10 +14,10 @@ import pytest
 from preprocess.check import check_store, main
 from shared.cli import RequestError
 from shared.recipes.preprocessing import recipe_hash
+from shared.store.committed import load_pack, sweep_partials
 from shared.store.index import FailureRow, Index, publish, write_failures
 from shared.store.layout import document_bytes, group_document
 from shared.store.lock import store_lock
-from shared.store.packs import load_pack, sweep_partials
 from shared.store.record import read_json, write_json_atomic, write_record
 from shared.store.verify import ROOT, read_root, seal_attributes
 

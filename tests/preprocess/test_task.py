@@ -20,8 +20,8 @@ from preprocess.task import PackTask, make_pack
 from shared.datasets.catalog import open_catalog
 from shared.recipes.preprocessing import load_pipeline
 from shared.store import codecs  # noqa: F401  registers motionpack.jpeg with zarr
+from shared.store.committed import committed_packs, sweep_partials
 from shared.store.layout import StoreError
-from shared.store.packs import committed_packs, sweep_partials
 from shared.store.tables import FailureRow
 from shared.store.verify import verify_pack
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.cli import RequestError
+from shared.store.committed import load_pack
 from shared.store.index import FailureRow, Index, PackRow, VideoRow, generations, publish, read_failures, write_failures
 from shared.store.layout import StoreError
-from shared.store.packs import load_pack
 from shared.store.reader import StoreReader
 from shared.store.rebuild import build_index, lost_packs
 

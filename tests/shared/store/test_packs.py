@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 import shared.store.codecs  # noqa: F401
 from shared.clips.index import ClipGeometry, ClipIndex
 from shared.store.chunks import decode_edges, half
+from shared.store.committed import committed_packs, load_pack, rootless_packs, sweep_partials
 from shared.store.index import FailureRow, VideoRow
 from shared.store.layout import StoreError
-from shared.store.packs import committed_packs, load_pack, rootless_packs, sweep_partials
 from shared.store.verify import read_root, verify_pack
 
 REPOSITORY = Path(__file__).resolve().parents[3]
