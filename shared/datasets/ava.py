@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.cli import RequestError, plural
-from shared.datasets.layouts import Listed, Listing, find_lists, missing_lists, read_text, stem_of
+from shared.datasets.listing import Listed, Listing, find_lists, missing_lists, read_text, stem_of
 
 PARTS = ("train", "val")
 LABEL_MAP = "ava_action_list_v2.2_for_activitynet_2019.pbtxt"

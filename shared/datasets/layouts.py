@@ -6,43 +6,20 @@ layout is a new reader; those whose annotations say more than a class a video ha
 vidsitu, ava).
 """
 
-import csv
 import difflib
-import io
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from shared.cli import RequestError, nearest
+from shared.datasets.listing import Listed, Listing, find_lists, lines_of, missing_lists, rows_of, stem_of
 
 SPLIT = re.compile(r"(train|val|test)[0-9]*")
 FOLDER_COLUMNS = ("path", "label", "split", "group")
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 HMDB51_SPLITS = {"1": "train", "2": "test"}
-
-
-@dataclass(frozen=True)
-class Listed:
-    """What the annotations say of one video; an empty class_name is unlabelled."""
-
-    id: str
-    class_name: str
-    group: str
-    splits: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """classes in label order; videos by the key that `key(path relative to the root)` gives for a file on disk."""
-
-    classes: tuple[str, ...]
-    videos: dict[str, Listed]
-    key: Callable[[str], str]
-    notes: tuple[str, ...] = ()
 
 
 def folder(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
@@ -56,7 +33,7 @@ def folder(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listin
         return Listing(_classes(videos), videos, str)
     file = annotations or root / "annotations.csv"
     videos, lines = {}, {}
-    for line, row in _rows(file, FOLDER_COLUMNS, required=("path",)):
+    for line, row in rows_of(file, FOLDER_COLUMNS, required=("path",)):
         posix = PurePosixPath(row["path"])
         if not posix.name or posix.is_absolute() or ".." in posix.parts:
             raise RequestError(f"{file.name} line {line}: path {row['path']!r}; expected one relative to {root}")
@@ -81,7 +58,7 @@ def ucf101(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listin
     spell HandstandPushups in two ways."""
     lists = find_lists(annotations, (root.parent / "ucfTrainTestlist", root / "ucfTrainTestlist"), "classInd.txt")
     classes = []
-    for line, text in _lines(lists / "classInd.txt"):
+    for line, text in lines_of(lists / "classInd.txt"):
         number, _, name = text.partition(" ")
         if number != str(len(classes) + 1) or not name.strip():
             raise RequestError(f"classInd.txt line {line}: {text!r}; expected '{len(classes) + 1} <class>'")
@@ -95,7 +72,7 @@ def ucf101(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listin
             missing.append(file.name)
             continue
         opposite = ("test" if split.startswith("train") else "train") + split[-1]
-        for line, text in _lines(file):
+        for line, text in lines_of(file):
             match = re.fullmatch(r"(.+)/(.+)\.\w+(?:\s+(\d+))?", text)
             if not match:
                 raise RequestError(f"{file.name} line {line}: {text!r}; expected '<class>/<video>.avi', "
@@ -136,7 +113,7 @@ def hmdb51(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listin
         classes.add(class_name)
         files.add((class_name, number))
         seen = set()
-        for line, text in _lines(file):
+        for line, text in lines_of(file):
             row = re.fullmatch(r"(.+)\.\w+\s+([012])", text)
             if not row:
                 raise RequestError(f"{file.name} line {line}: {text!r}; expected '<video>.avi' and 0, 1 or 2")
@@ -174,7 +151,7 @@ def kinetics400(root: Path, annotations: Path | None, paths: Sequence[str]) -> L
                                "expected the official Kinetics-400 lists")
     videos, origin = {}, {}
     for file in files:
-        rows = _rows(file, KINETICS_COLUMNS, required=("youtube_id", "time_start", "time_end"))
+        rows = rows_of(file, KINETICS_COLUMNS, required=("youtube_id", "time_start", "time_end"))
         for line, row in rows:
             try:
                 start, end = float(row["time_start"]), float(row["time_end"])
@@ -201,11 +178,6 @@ def _first_folder(path: str) -> str:
     return first if slash else ""
 
 
-def stem_of(path: str) -> str:
-    """The file's name without its folders and its ending."""
-    return path.rpartition("/")[2].rpartition(".")[0]
-
-
 def _classes(videos: dict[str, Listed]) -> tuple[str, ...]:
     return tuple(sorted({video.class_name for video in videos.values()} - {""}))
 
@@ -219,80 +191,3 @@ def _kinetics_split(file: Path) -> str:
     """`train` of train.csv or kinetics_400_train.csv; empty for other files."""
     last = re.split(r"[-_]", file.stem)[-1]
     return last if last in KINETICS_SPLITS else ""
-
-
-def missing_lists(missing: list[str], lists: Path) -> tuple[str, ...]:
-    if not missing:
-        return ()
-    return (f"{len(missing)} split lists are not in {lists} (first {missing[0]}): their splits are empty",)
-
-
-def find_lists(given: Path | None, candidates: Sequence[Path], pattern: str) -> Path:
-    """The first folder that holds a file like `pattern`; raises RequestError naming where it looked."""
-    looked = [given] if given is not None else candidates
-    for path in looked:
-        if path.is_dir() and next(path.glob(pattern), None) is not None:
-            return path
-    raise RequestError(f"no {pattern} in {' nor '.join(map(str, looked))}; expected the dataset's official lists, "
-                       "give their folder as --annotations DIR")
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(line number, stripped text) of every line that is not blank."""
-    for line, text in enumerate(read_text(file).split("\n"), 1):
-        if text.strip():
-            yield line, text.strip()
-
-
-def read_text(file: Path) -> str:
-    """Raises RequestError for a file that cannot be read or is not UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise RequestError(f"cannot read {file}: {error.strerror}; give an existing file as --annotations") from None
-
-
-def read_document(file: Path, kind: type):
-    """The JSON document of an official file, a list or a dict as `kind` says. Raises RequestError for another."""
-    try:
-        document = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{file} line {error.lineno} is no JSON ({error.msg}); download the official file anew") \
-            from None
-    if not isinstance(document, kind):
-        raise RequestError(f"{file} holds a JSON {type(document).__name__}; expected a {kind.__name__}, as in the "
-                           "official file")
-    return document
-
-
-def _rows(file: Path, known: Sequence[str], required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, known column -> stripped cell) of every row of a CSV with a header; other columns are left alone.
-
-    A known column that is missing while an unknown one nearly bears its name is a misspelling and refused.
-    """
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        for name in header:
-            close = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
-            if name not in known and close and close[0] not in header:
-                raise RequestError(f"{file.name} line 1: column {name!r} is unknown; did you mean {close[0]!r}?")
-        for name in required:
-            if name not in header:
-                raise RequestError(f"{file.name} line 1: columns {', '.join(header) or 'none'}; "
-                                   f"{name!r} is missing, expected {', '.join(known)}")
-        twice = [name for name in known if header.count(name) > 1]
-        if twice:
-            raise RequestError(f"{file.name} line 1: column {twice[0]!r} stands there twice; expected it once")
-        columns = [(name, header.index(name)) for name in known if name in header]
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise RequestError(f"{file.name} line {reader.line_num}: {len(row)} cells; expected {len(header)}, "
-                                   "quote cells that hold commas")
-            yield reader.line_num, {name: row[at].strip() for name, at in columns}
-    except csv.Error as error:
-        raise RequestError(f"{file.name} line {reader.line_num}: {error}; expected a comma-separated file") from None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.cli import RequestError, nearest, plural
-from shared.datasets.layouts import Listed, Listing, find_lists, missing_lists, read_document, read_text, stem_of
+from shared.datasets.listing import Listed, Listing, find_lists, missing_lists, read_document, read_text, stem_of
 
 PREFIX = "something-something-v2-"
 LISTS = {"train": "train", "validation": "val", "test": "test"}    # the file's name -> the split

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.cli import RequestError
-from shared.datasets.layouts import Listed, Listing, find_lists, missing_lists, read_document, stem_of
+from shared.datasets.listing import Listed, Listing, find_lists, missing_lists, read_document, stem_of
 
 PARTS = {"train": "train", "valid": "val", "testvb": "test", "testsrl": "test2", "testevrel": "test3"}
 EVENTS = tuple(f"Ev{number}" for number in range(1, 6))
