@@ -1,5 +1,7 @@
 """What the picture of one video shows, read from a store and computed again where the store does not keep it."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -17,7 +19,14 @@ SEED = 0  # of the crops: one store, one picture
 
 
 def video_picture(reader: StoreReader, video: str, recipe: Recipe, geometry: ClipGeometry) -> figures.VideoPicture:
-    """Reads and computes all that the picture of one video needs; six frames pass through TV-L1."""
+    """All that the picture of one video needs; six frames pass through TV-L1."""
+    picture = stored_picture(reader, video, recipe, geometry)
+    flow = flow_after(reader, video, picture.number, len(picture.t_motion), recipe)
+    return replace(picture, flow=flow, boundary=motion.edges(flow, recipe.motion.derivative))
+
+
+def stored_picture(reader: StoreReader, video: str, recipe: Recipe, geometry: ClipGeometry) -> figures.VideoPicture:
+    """What the store holds of it, without flow and boundary."""
     row, clips = reader.index.row(video), reader.clips(video, geometry)
     shown = int(clips.start[clips.score.argmax()]) if len(clips.start) else None
     if shown is None:
@@ -26,7 +35,6 @@ def video_picture(reader: StoreReader, video: str, recipe: Recipe, geometry: Cli
         sampled = shown + geometry.stride * np.arange(geometry.length)
     number = sampled[np.linspace(0, len(sampled) - 1, min(SHOWN_FRAMES, len(sampled))).round().astype(int)]
     frames = reader.frames(video, number)
-    flow = flow_after(reader, video, number, row.frames, recipe)
     maps = reader.motion(video, int(sampled[0]), int(sampled[-1]) + 1).astype(np.float32)[sampled - sampled[0]]
     cells = maps.shape[1:]
     s_motion = motion.s_motion(motion.zero_border(maps, -(-recipe.motion.border_px // motion.CELL)))
@@ -40,10 +48,9 @@ def video_picture(reader: StoreReader, video: str, recipe: Recipe, geometry: Cli
     if shown is None:
         labels.append(f"too short for a clip of {geometry} ({geometry.span} frames)")
     return figures.VideoPicture(
-        title=video, facts="   |   ".join(labels), number=number, frames=frames, flow=flow,
-        boundary=motion.edges(flow, recipe.motion.derivative), motion=maps[np.searchsorted(sampled, number)],
-        t_motion=reader.t_motion(video), clips=clips, span=geometry.span, shown=shown, s_motion=s_motion, hot=hot,
-        boxes=boxes)
+        title=video, facts="   |   ".join(labels), number=number, frames=frames,
+        motion=maps[np.searchsorted(sampled, number)], t_motion=reader.t_motion(video), clips=clips,
+        span=geometry.span, shown=shown, s_motion=s_motion, hot=hot, boxes=boxes)
 
 
 def flow_after(reader: StoreReader, video: str, number: np.ndarray, frames: int, recipe: Recipe) -> np.ndarray:

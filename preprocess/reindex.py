@@ -18,13 +18,11 @@ from shared import cli, motion
 from shared.cli import Progress, RequestError, plural
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.recipes.preprocessing import recipe_hash
-from shared.store.chunks import decode_rows
 from shared.store.clip_tables import ClipTables
 from shared.store.committed import sweep_partials
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import (
     FORMAT,
-    ArrayLayout,
     StoreError,
     damage_stops,
     document_bytes,
@@ -202,20 +200,11 @@ def _clips_of(path: Path, attributes: dict, geometry: ClipGeometry, step: int, b
             first, last = video["first_frame"], video["first_frame"] + video["frames"]
             for start in range(first, last, READ_FRAMES):
                 stop = min(start + READ_FRAMES, last)
-                cells = _read_rows(shard, layout, start, stop).astype(np.float32)
+                cells = shard.rows(layout, start, stop, ReadCounts()).astype(np.float32)
                 indexer.append(motion.zero_border(cells, border), t_motion[start:stop])
             yield indexer.finish()
     finally:
         shard.close()
-
-
-def _read_rows(shard: ShardReader, layout: ArrayLayout, start: int, stop: int) -> np.ndarray:
-    count = layout.chunk_rows
-    first = start // count
-    out = np.empty((-(-stop // count) - first, count, *layout.row), layout.dtype)
-    for chunk, payload in zip(out, shard.read(np.arange(first, first + len(out)), ReadCounts())):
-        decode_rows(payload, chunk)
-    return out.reshape(-1, *layout.row)[start - first * count:stop - first * count]
 
 
 if __name__ == "__main__":

@@ -31,18 +31,16 @@ TILES_LEFT, GAP, ROW_GAP = 1.2, 0.05, 0.17  # inches
 class VideoPicture:
     """What `video_figure` draws of one video.
 
-    number (n,): frame numbers shown; frames (n,H,W,3) uint8; flow (n,2,H,W) float32, px/frame; boundary (n,2,H,W)
-    float32, |grad u| and |grad v|; motion (n,h,w) and t_motion (T,) float32, all three px/frame per px.
+    number (n,): frame numbers shown; frames (n,H,W,3) uint8; motion (n,h,w) and t_motion (T,) float32, px/frame per px.
     clips: those of one geometry, `span` frames long each; shown: start of the clip that the frames come from, None
-    where the video has no clip. s_motion (h,w) float32; hot (h,w) bool; boxes: crops drawn for it.
+    where the video has no clip. s_motion (h,w) float32; hot (h,w) bool; boxes: crops drawn for it. flow (n,2,H,W)
+    float32, px/frame; boundary (n,2,H,W) float32, |grad u| and |grad v|, px/frame per px.
     """
 
     title: str
     facts: str
     number: np.ndarray
     frames: np.ndarray
-    flow: np.ndarray
-    boundary: np.ndarray
     motion: np.ndarray
     t_motion: np.ndarray
     clips: ClipIndex
@@ -51,6 +49,8 @@ class VideoPicture:
     s_motion: np.ndarray
     hot: np.ndarray
     boxes: Sequence[Box]
+    flow: np.ndarray | None = None
+    boundary: np.ndarray | None = None
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -151,12 +151,12 @@ def _scale(figure: Figure, drawn, left: float, top: float, height: float, high: 
 
 def _tiles(figure: Figure, picture: VideoPicture, top: float, width: float, height: float) -> None:
     """Five rows of n pictures, each row on one scale, with the scale at its right end."""
-    longest = _high(np.hypot(picture.flow[:, 0], picture.flow[:, 1]))
-    steep = _high(picture.boundary)
+    longest = upper_end(np.hypot(picture.flow[:, 0], picture.flow[:, 1]))
+    steep = upper_end(picture.boundary)
     rows = [("frame", picture.frames, None), ("flow", flow_colours(picture.flow, longest), None),
             ("boundary\n|grad u|", picture.boundary[:, 0], steep),
             ("boundary\n|grad v|", picture.boundary[:, 1], steep),
-            ("motion map\n(stored)", picture.motion, _high(picture.motion))]
+            ("motion map\n(stored)", picture.motion, upper_end(picture.motion))]
     end = TILES_LEFT + len(picture.frames) * (width + GAP)
     for i, (name, pictures, high) in enumerate(rows):
         y = top + i * (height + ROW_GAP)
@@ -176,7 +176,7 @@ def _tiles(figure: Figure, picture: VideoPicture, top: float, width: float, heig
             wheel.set_title(f"{longest:.2g} px/frame", fontsize=10, pad=2)
 
 
-def _high(values: np.ndarray) -> float:
+def upper_end(values: np.ndarray) -> float:
     """A row's upper end: the 99.5th percentile, so that one wild pixel does not turn the rest dark."""
     high = float(np.percentile(values, 99.5))
     return high if high > 0 else 1e-3
@@ -218,7 +218,7 @@ def _space(figure: Figure, picture: VideoPicture, top: float) -> None:
     tile_w = min(2.7, 2.0 * width / height)
     tile_h = tile_w * height / width
     axes = bare(_axes(figure, 0.2, top, tile_w, tile_h))
-    high = _high(picture.s_motion)
+    high = upper_end(picture.s_motion)
     drawn = axes.imshow(picture.s_motion, cmap="magma", vmin=0, vmax=high, aspect="auto",
                         extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     _scale(figure, drawn, 0.25 + tile_w, top, tile_h, high)

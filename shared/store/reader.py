@@ -113,6 +113,16 @@ class StoreReader:
             return out
         return self._read(video, read)
 
+    def frame_sizes(self, video: str) -> np.ndarray:
+        """(frames,) uint64 bytes of every stored frame; only the shard's index is read."""
+        return self._read(video, lambda pack, first, frames: pack.shard(
+            pack.layouts["rgb"], pack.row.frames).nbytes[first:first + frames])
+
+    def frame_checksums(self, video: str, indices: Sequence[int]) -> list[int]:
+        """CRC-32C of the frames `indices` as they are stored: equal pictures have equal ones."""
+        return self._read(video, lambda pack, first, frames: [crc32c(payload) for payload in self._payloads(
+            pack, pack.layouts["rgb"], pack.row.frames, self._frame_rows(indices, first, frames))])
+
     def motion(self, video: str, start: int, stop: int) -> np.ndarray:
         """(stop - start, h, w) float16 ST-motion, px/frame per px, of the video's frames start to stop - 1."""
         def read(pack, first, frames):
@@ -199,14 +209,10 @@ class StoreReader:
         return pack.shard(layout, rows).read(chunks, counts, self.gap)
 
     def _rows(self, pack: OpenPack, layout: ArrayLayout, rows: int, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop - 1 of a shard whose chunks hold several rows."""
-        count = layout.chunk_rows
-        first = start // count
-        chunks = np.arange(first, -(-stop // count) if stop > start else first)
-        out = np.empty((len(chunks) * count, *layout.row), layout.dtype)
-        for i, payload in enumerate(self._payloads(pack, layout, rows, chunks)):
-            decode_rows(payload, out[i * count:(i + 1) * count])
-        return out[start - first * count:stop - first * count]
+        if start == stop:
+            return np.empty((0, *layout.row), layout.dtype)
+        counts = self.counts.setdefault(layout.name, ReadCounts())
+        return pack.shard(layout, rows).rows(layout, start, stop, counts, self.gap)
 
     def _stack(self, video: str, array: str, indices: Sequence[int]) -> np.ndarray:
         def read(pack, first, frames):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.store.chunks import checksum, encode_rows, unseal
+from shared.store.chunks import checksum, decode_rows, encode_rows, unseal
 from shared.store.layout import ArrayLayout, StoreError
 from shared.store.place import ObjectPath, Place
 
@@ -255,6 +255,16 @@ class ShardReader:
                 except ValueError as error:
                     raise StoreError(f"{self.path}: chunk {chunks[i]}: {error}") from error
         return payloads
+
+    def rows(self, layout: ArrayLayout, start: int, stop: int, counts: ReadCounts, gap: int = GAP) -> np.ndarray:
+        """Rows start to stop - 1 of a shard whose chunks hold several rows. Raises StoreError, and ValueError where a
+        chunk holds another number of bytes."""
+        count, first = layout.chunk_rows, start // layout.chunk_rows
+        chunks = np.arange(first, -(-stop // count) if stop > start else first)
+        out = np.empty((len(chunks) * count, *layout.row), layout.dtype)
+        for i, payload in enumerate(self.read(chunks, counts, gap)):
+            decode_rows(payload, out[i * count:(i + 1) * count])
+        return out[start - first * count:stop - first * count]
 
     def close(self) -> None:
         if self.file is not None:
