@@ -6,6 +6,7 @@ On one backend the same pair gives the same bits, whatever the batch or the numb
 """
 
 from concurrent.futures import Executor, ThreadPoolExecutor
+from importlib import import_module
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def tvl1(first, second, preset: str | TVL1Parameters = "default", backend: str =
 
     first, second: (N, H, W) or (H, W), grey, uint8 or float32 in [0, 255]; H, W from 16 up.
     preset: `reference` (OpenCV's defaults), `default` or `fast`; overrides: single parameters of TVL1Parameters.
-    threads: pairs solved at a time (cpu and opencv).
+    threads: pairs solved at a time (all but cuda).
     Returns (N, 2, H, W) or (2, H, W) float32, px/frame: first[y, x] is found at second[y + flow[1], x + flow[0]].
     Raises RequestError where an argument is wrong; NaN and infinite pixels are refused.
     """
@@ -78,8 +79,8 @@ def tvl1(first, second, preset: str | TVL1Parameters = "default", backend: str =
 def flow_window(frames, settings: TVL1Parameters, backend: str, threads: int = 1, executor: Executor | None = None):
     """Flow between neighbouring frames: what the pipeline calls, window by window.
 
-    frames: (T + 1, H, W) grey, uint8 or float32 in [0, 255].   backend: `cpu`, `cuda` or `opencv` (see `resolve`).
-    threads, or an executor's: pairs solved at a time (cpu and opencv).
+    frames: (T + 1, H, W) grey, uint8 or float32 in [0, 255].   backend: of BACKENDS but `auto` (see `resolve`).
+    threads, or an executor's: pairs solved at a time (all but cuda).
     Returns (T, 2, H, W) float32, px/frame: flow[t] takes frame t to t + 1; on the device (CuPy) for `cuda`.
     Raises RequestError where an argument is wrong.
     """
@@ -89,19 +90,17 @@ def flow_window(frames, settings: TVL1Parameters, backend: str, threads: int = 1
     if backend == "cuda":
         from preprocess.flow import cuda
         return cuda.solve_window(frames, settings)
-    if backend not in ("cpu", "opencv"):
-        raise RequestError(f"flow backend is {backend!r}; expected cpu, cuda or opencv (resolve('auto') chooses one)")
+    if backend not in BACKENDS[1:]:
+        raise RequestError(f"flow backend is {backend!r}; expected one of {', '.join(BACKENDS[1:])} (resolve('auto') "
+                           "chooses one)")
     return _spread(frames[:-1], frames[1:], settings, backend, threads, executor)
 
 
 def _spread(first, second, settings, backend, threads, executor):
-    """Solve every pair, several at a time: neither backend holds the GIL while it works."""
+    """Solve every pair by the backend's `solve_pair`, several at a time: none holds the GIL while it works."""
     if not isinstance(threads, int) or threads < 1:
         raise RequestError(f"threads is {threads!r}; expected a whole number from 1 up")
-    if backend == "cpu":
-        from preprocess.flow.cpu import solve_pair
-    else:
-        from preprocess.flow.opencv import solve_pair
+    solve_pair = import_module(f"preprocess.flow.{backend}").solve_pair
     flow = np.empty((len(first), 2, *first.shape[1:]), np.float32)
 
     def solve(n):

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from preprocess.engines import ENGINES, open_engine
+
 HERE = Path(__file__).parent
 PATIENCE_S = 300
 
@@ -51,12 +53,10 @@ def descendants():
     return find
 
 
-@pytest.fixture(scope="module", params=["serial", pytest.param("dask", marks=pytest.mark.dask),
-                                        pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[getattr(pytest.mark, name)] * (name != "serial"))
+                                        for name in ENGINES])
 def engine(request, descendants, wait_until):
     """Each engine in turn, on this machine, with two workers; nothing of it may be left when it was closed."""
-    from preprocess.engines import open_engine
-
     before = set(descendants())
     engine = open_engine(request.param, None if request.param == "serial" else 2)
     yield engine

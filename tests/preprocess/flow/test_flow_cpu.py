@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -22,10 +21,6 @@ from shared.cli import RequestError
 def error(a, b):
     """Endpoint error (..., H, W), px."""
     return np.hypot(a[..., 0, :, :] - b[..., 0, :, :], a[..., 1, :, :] - b[..., 1, :, :])
-
-
-def textured(rng, height, width):
-    return cv2.GaussianBlur(rng.uniform(0, 255, (height, width)).astype(np.float32), (0, 0), 2)
 
 
 def plain_iteration(u, p, c, tau, theta, lambda_):
@@ -164,50 +159,6 @@ def test_stop_by_epsilon_equals_opencv_small(real_frames):
     assert np.median(errors) <= 0.02, errors
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (16, 333), (17, 31), (200, 16), (33, 48), (64, 65), (50, 97)])
-def test_any_size_and_float_input(shape):
-    rng = np.random.default_rng(sum(shape))
-    first = textured(rng, *shape)
-    second = np.roll(first, 1, axis=1)
-    ours, theirs = tvl1(first, second, backend="cpu"), tvl1(first, second, backend="opencv")
-    assert ours.shape == (2, *shape) and ours.dtype == np.float32
-    assert np.median(error(ours, theirs)) < 1e-3
-
-
-def test_a_shift_is_found():
-    frame = textured(np.random.default_rng(5), 96, 128)
-    moved = np.roll(frame, (2, -3), (0, 1))
-    flow = tvl1(frame, moved, backend="cpu")[:, 12:-12, 12:-12]
-    assert np.abs(flow[0] + 3).mean() < 0.1 and np.abs(flow[1] - 2).mean() < 0.1
-
-
-@pytest.mark.parametrize("preset", ["default", "fast", "reference"])
-def test_identical_and_constant_frames_do_not_move(real_frames, preset):
-    frame = real_frames[0][0, :64, :80]
-    assert not tvl1(frame, frame, preset, "cpu").any()
-    flat = np.full((3, 40, 50), 128, np.uint8)
-    assert not tvl1(flat, flat, preset, "cpu").any()
-    assert np.isfinite(tvl1(flat, flat + np.uint8(90), preset, "cpu")).all()
-
-
-def test_same_bits_whatever_the_batch_threads_and_layout(real_frames):
-    frames = np.stack([f[0, 20:116, 10:143] for f in real_frames] + [real_frames[0][1, 20:116, 10:143]])
-    one_by_one = np.stack([tvl1(a, b, backend="cpu") for a, b in zip(frames, frames[1:])])
-    settings_ = parameters("default")
-    np.testing.assert_array_equal(tvl1(frames[:-1], frames[1:], backend="cpu", threads=3), one_by_one)
-    np.testing.assert_array_equal(flow_window(frames, settings_, "cpu"), one_by_one)
-    with ThreadPoolExecutor(2) as pool:
-        np.testing.assert_array_equal(flow_window(frames, settings_, "cpu", executor=pool), one_by_one)
-    np.testing.assert_array_equal(tvl1(frames[:-1].astype(np.float32), frames[1:].astype(np.float32), backend="cpu"),
-                                  one_by_one)
-    strided = np.asfortranarray(frames)[:, ::1, :]
-    strided.flags.writeable = False
-    np.testing.assert_array_equal(flow_window(strided, settings_, "cpu"), one_by_one)
-    for shape in ((64, 64), (96, 133)):          # another size in between leaves no trace
-        tvl1(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), backend="cpu")
-    np.testing.assert_array_equal(flow_window(frames, settings_, "cpu"), one_by_one)
-
-
 def in_another_process(frames, folder, **environment):
     np.save(folder / "frames.npy", frames)
     script = ("import sys, numpy as np; from preprocess.flow import flow_window, parameters; "
@@ -282,8 +233,6 @@ def test_wrong_requests_are_refused():
         flow_window(frames, parameters(), "auto")
     with pytest.raises(RequestError, match="at least one frame"):
         flow_window(frames[:0], parameters(), "cpu")
-    assert tvl1(frames[:0], frames[:0], backend="cpu").shape == (0, 2, 20, 20)
-    assert flow_window(frames[:1], parameters(), "cpu").shape == (0, 2, 20, 20)
     assert resolve("cpu") == "cpu" and resolve("opencv") == "opencv" and resolve("auto") in ("cpu", "cuda")
 
 

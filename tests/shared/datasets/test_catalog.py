@@ -183,3 +183,10 @@ class TestRoot:
                 else:
                     ignored += 1
         assert scan(root) == (sorted(found), ignored)
+
+
+def test_the_contract(keeps_the_contract):
+    def build(base):
+        root = touch(base / "videos", "a/1.mp4", "b/2.mp4", "3.mp4")
+        return root, write(base / "list.csv", "path,label,split\na/1.mp4,x,train\nb/2.mp4,y,val;test1\n3.mp4,,\n")
+    keeps_the_contract("folder", build)

@@ -260,3 +260,8 @@ class TestEveryLayout:
     def test_none_of_the_listed_is_there(self, tmp_path):
         root, lists = ucf101(tmp_path)
         assert "no video of 12 listed" in refusal("ucf101", touch(tmp_path / "other", "x.avi"), lists)
+
+
+@pytest.mark.parametrize("build", [ucf101, hmdb51, kinetics400])
+def test_the_contract(build, keeps_the_contract):
+    keeps_the_contract(build.__name__, build)
