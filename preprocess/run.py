@@ -18,7 +18,7 @@ from preprocess import drive, engines
 from preprocess import flow as optical_flow
 from preprocess.isolate import ChildProcess, InProcess
 from preprocess.plan import Plan
-from preprocess.session import Session, agree, check_place
+from preprocess.session import Session, agree, check_place, stored_recipe
 from preprocess.stages import FlowError, flow_parameters
 from preprocess.synthetic import make_videos
 from shared.cli import RequestError, Stopped, duration, plural, size
@@ -56,12 +56,13 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     args = arguments(argv)
     settings = args.settings + ([f"flow.backend={args.flow}"] if args.flow else [])
-    pipeline = resolve(load_pipeline(args.dataset, args.recipe, settings), elsewhere=bool(args.address))
     root = absolute("--videos", args.videos or Path("data", args.dataset))
     store = absolute("--store", args.store or Path("stores", args.dataset))
     annotations = args.annotations and absolute("--annotations", args.annotations)
     check_place(store, root)
     with damage_stops(store):
+        pipeline = load_pipeline(args.dataset, args.recipe, settings, stored=stored_recipe(store))
+        pipeline = resolve(pipeline, elsewhere=bool(args.address))
         agree(store, pipeline)
         catalog = find_videos(pipeline, root, annotations)
         reader = InProcess() if args.engine == "serial" else ChildProcess()
@@ -159,6 +160,8 @@ def execute(session: Session, args: argparse.Namespace, reader: InProcess | Chil
 def notes(session: Session) -> list[str]:
     """What the user should know before the work starts."""
     out = list(session.catalog.notes)
+    if session.pipeline.kept:
+        out.append(f"as in the store so far, since nothing asks for another: {', '.join(session.pipeline.kept)}")
     if session.catalog.absent:
         absent = plural(len(session.catalog.absent), "listed video is", "listed videos are")
         out.append(f"{absent} not on disk; the run's record has the list")

@@ -18,8 +18,8 @@ from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
 from shared.cli import RequestError
 from shared.datasets.catalog import Catalog
-from shared.recipes.preprocessing import Pipeline, pack_recipe_hash, recipe_hash
-from shared.recipes.settings import differences
+from shared.recipes.preprocessing import Pipeline, Recipe, pack_recipe_hash, recipe_hash
+from shared.recipes.settings import differences, recorded
 from shared.store.committed import sweep_partials
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import FORMAT, StoreError
@@ -52,6 +52,13 @@ def check_place(store: Place, root: Path) -> None:
         raise RequestError(f"{store} is no store and not empty; choose a new or an empty folder")
 
 
+def stored_recipe(store: Place) -> dict | None:
+    """The recipe that the store was made with; None where there is no store, or none of this version's format."""
+    path = store / "store.json"
+    stored = read_json(path) if path.exists() else {}
+    return stored.get("recipe") if stored.get("format") == FORMAT else None
+
+
 def agree(store: Place, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
     """The pipeline as the store has it, and the store's classes. Raises RequestError where they cannot agree."""
     path = store / "store.json"
@@ -68,7 +75,7 @@ def agree(store: Place, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
     if set(recipe.clips.geometries) <= set(geometries):
         # A geometry that reindex has added since is made for new packs too.
         recipe = replace(recipe, clips=replace(recipe.clips, geometries=geometries))
-    different = differences(stored["recipe"], recipe.to_dict())
+    different = differences(recorded(Recipe, stored["recipe"]), recipe.to_dict())
     if different:
         added = set(recipe.clips.geometries) - set(geometries)
         hint = f"; add a geometry with `python -m preprocess.reindex {store} --clips {min(added)}`" \

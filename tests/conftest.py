@@ -30,6 +30,17 @@ def small_videos(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture
+def quiet_torch():
+    """The commands set torch's threads and determinism for their process: here they come back."""
+    import torch
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """A real S3 server (moto's) on loopback, in a thread of this process; AWS_* in the environment lead to it."""

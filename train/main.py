@@ -44,7 +44,7 @@ from shared.recipes.training import Training, load_training
 from shared.schedule import Schedule
 from train.maclr import MaCLR
 from train.moco import Learner, aligns
-from train.record import Meter, Record, claim, peak_memory
+from train.record import LAST, Meter, Record, claim, peak_memory
 from train.resume import restore
 
 PACKAGES = "motionpack", "torch", "kornia", "numpy"
@@ -70,7 +70,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     args = arguments(argv)
-    training = load_training(args.pipeline, args.settings)
+    last = args.out / LAST
+    stored = checkpoint.load_recipe(last) if args.resume and os.path.lexists(last) else None
+    training = load_training(args.pipeline, args.settings, stored=stored)
     world = open_world()
     threads = prepare_torch(training, world)
     with ExitStack() as stack:
@@ -229,7 +231,8 @@ def introduce(training: Training, data: ClipData, schedule: Schedule, learner: L
     if sided and training.recipe.augment.flip_p:
         say(f"note     clips are flipped, and the classes of {', '.join(sided)} tell left from right: flip_p=0 keeps "
             "them apart")
-    for note in (*training.notes, *learner.notes):
+    kept = training.kept and (f"as in the run so far, since nothing asks for another: {', '.join(training.kept)}",)
+    for note in (*training.notes, *kept, *learner.notes):
         say(f"note     {note}")
     if provenance["init"]:
         say(f"init     {provenance['init']['file']}, SHA-256 {provenance['init']['sha256']}")

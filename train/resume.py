@@ -9,7 +9,8 @@ from shared.cli import RequestError, plural
 from shared.clips.loader import Sampler
 from shared.nn import checkpoint
 from shared.nn.distributed import World
-from shared.recipes.settings import differences
+from shared.recipes.pretraining import Pretraining
+from shared.recipes.settings import differences, recorded
 from shared.recipes.training import Training
 from train.moco import Learner
 
@@ -22,7 +23,7 @@ def restore(path: Path, training: Training, provenance: dict, learner: Learner, 
     """
     state = checkpoint.load(path, world.device)
     stored = state["provenance"]
-    if different := differences(state["recipe"], training.recipe.to_dict()):
+    if different := differences(recorded(Pretraining, state["recipe"]), training.recipe.to_dict()):
         raise RequestError(f"{path} was made with another recipe: {'; '.join(different)}; use its settings or another "
                            "--out")
     if different := store_differences(stored["stores"], provenance["stores"]):

@@ -59,15 +59,22 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
     return read(path, device, KEYS)
 
 
-def read(path: Path, device: torch.device | str = "cpu", keys: tuple[str, ...] = ()) -> dict:
+def load_recipe(path: Path) -> tuple[str, dict]:
+    """The pipeline's name and the recipe of a checkpoint, whose tensors are not read. Raises RequestError as `load`."""
+    state = read(path, "cpu", KEYS, tensors=False)
+    recipe_of(state, path)
+    return state["pipeline"], state["recipe"]
+
+
+def read(path: Path, device: torch.device | str = "cpu", keys: tuple[str, ...] = (), tensors: bool = True) -> dict:
     """A dictionary that `save` wrote, every checksum verified. Raises RequestError, in one line, for anything else, and
-    where it lacks one of `keys`."""
+    where it lacks one of `keys`. tensors: False leaves them on disk, and their checksums alone."""
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            if (bad := archive.testzip()) is not None:
+            if tensors and (bad := archive.testzip()) is not None:
                 raise RequestError(f"{path} is damaged: {bad} does not match its checksum; take an older checkpoint")
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True, mmap=not tensors)
     except FileNotFoundError:
         if path.is_symlink():
             raise RequestError(f"{path} leads to {os.readlink(path)}, which is gone; lead it to another checkpoint, or "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shared.cli import RequestError, nearest
 from shared.clips.index import ClipGeometry
-from shared.recipes.settings import apply_settings, build, load_document
+from shared.recipes.settings import apply_settings, build, follow, kept, load_document, named_key, recorded, telling
 
 MAX_WINDOW = 4096  # frames: 3 GB of 256x340 pixels with their flow
 
@@ -85,7 +85,7 @@ class Recipe:
     packs: Packs
 
     def to_dict(self) -> dict:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return recorded(Recipe, json.loads(json.dumps(dataclasses.asdict(self))))
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,18 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One resolved preprocessing request."""
+    """One resolved preprocessing request; kept: settings that follow the store's, not the defaults, as `key=value`."""
 
     dataset: str
     preset: Dataset
     recipe: Recipe
     run: Run
+    kept: tuple[str, ...] = ()
 
 
 def recipe_hash(recipe: dict) -> str:
-    """SHA-256 of the recipe's canonical JSON, first 16 hex digits."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    """SHA-256 of the recipe's canonical JSON, first 16 hex digits; late settings count where they are not as before."""
+    return hashlib.sha256(json.dumps(recorded(Recipe, recipe), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pack_recipe_hash(recipe: dict) -> str:
@@ -153,10 +154,11 @@ def pack_recipe_hash(recipe: dict) -> str:
 
 
 def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequence[str] = (),
-                  path: Path | None = None) -> Pipeline:
+                  path: Path | None = None, stored: dict | None = None) -> Pipeline:
     """The preset of `dataset` with `key=value` settings laid over it.
 
-    A key is dotted (`clips.step`) or its last part where that is unique (`short_side`).
+    A key is dotted (`clips.step`) or its last part where that is unique (`short_side`). stored: the recipe of the store
+    that is to grow, whose values stand wherever neither a setting nor the name of a recipe asks for others.
     Raises RequestError for an unknown dataset, recipe, key or type, naming the nearest right one.
     """
     document = load_document(path)
@@ -167,15 +169,25 @@ def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequ
     name = recipe or preset.get("recipe", "motion")
     if name not in recipes:
         raise RequestError(f"recipe {name!r} is unknown{nearest(name, recipes)}")
-    tree = {**recipes[name], "run": document["run"]}
-    if preset.get("generate"):
-        tree["generate"] = preset["generate"]
     sections = {field.name: field.type for field in dataclasses.fields(Recipe)} | {"run": Run}
-    sections |= {"generate": Generate} if "generate" in tree else {}
-    tree = apply_settings(tree, sections, settings)
+    beside = {"run": document["run"]}
+    if preset.get("generate"):
+        sections["generate"], beside["generate"] = Generate, preset["generate"]
+    alone = tree = apply_settings(recipes[name] | beside, sections, settings)
+    if stored is not None:
+        named = {".".join(named_key(sections, setting)) for setting in settings}
+        named |= telling(recipes.values()) if recipe else set()
+        try:
+            base = dataclasses.asdict(build(Recipe, stored, ""))
+        except RequestError as error:
+            raise RequestError(f"the store was made by another version: {error}") from None
+        followed = follow(recipes[name], base, named)
+        tree = apply_settings(followed | beside, sections, settings)
     preset |= {"recipe": name, "generate": tree.pop("generate", None)}
     run = build(Run, tree.pop("run"), "run")
-    pipeline = Pipeline(dataset, build(Dataset, preset, f"datasets.{dataset}"), build(Recipe, tree, ""), run)
+    alone = {section: alone[section] for section in tree}
+    pipeline = Pipeline(dataset, build(Dataset, preset, f"datasets.{dataset}"), build(Recipe, tree, ""), run,
+                        kept(alone, tree))
     _check(pipeline)
     return pipeline
 

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 
 from shared.clips.index import ClipGeometry
-from shared.recipes.settings import build
+from shared.recipes.settings import build, recorded
 
 FRAME_NETS = ("r2d_50", "i2d")     # 2D nets: they see single frames, so only L_s applies (docs/method.md 1.4)
 FRAME_CLIP = "1x1"
@@ -182,7 +182,7 @@ class Pretraining:
 
     def to_dict(self) -> dict:
         tree = json.loads(json.dumps(dataclasses.asdict(self)))
-        return {section: values for section, values in tree.items() if values is not None}
+        return recorded(Pretraining, {section: values for section, values in tree.items() if values is not None})
 
 
 @dataclass(frozen=True)

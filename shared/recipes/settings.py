@@ -1,9 +1,13 @@
 """The strict machinery of settings: plain YAML -> frozen dataclasses. A misspelt key or a wrong type is named.
 
 Its users: shared.recipes.preprocessing (what a store holds) and shared.recipes.training (what a training run does).
+What exists stays usable: a setting that was added later is declared by `late`, a recipe is written and hashed as
+`recorded` gives it, and a request that goes on from a store or a checkpoint takes from it, by `follow`, all that it
+does not name.
 """
 
 import dataclasses
+import json
 import re
 import sys
 import types
@@ -16,6 +20,7 @@ from shared.cli import RequestError, nearest
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)     # libyaml, where there is one: seven times as fast
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")     # 1e-3 is a word to YAML 1.1
+LATE = "late"
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
 
@@ -29,6 +34,54 @@ def differences(stored: dict, asked: dict, prefix: str = "") -> list[str]:
         elif a != b:
             out.append(f"{prefix}{key}: stored {a!r}, asked {b!r}")
     return out
+
+
+def late(before):
+    """A setting that older stores or checkpoints lack; before: its value for what was done until it existed, which is
+    never written nor hashed, so that their recipes stay theirs. pipelines.yaml names the value of new ones."""
+    return dataclasses.field(default=before, metadata={LATE: True})
+
+
+def recorded(cls: type, tree: dict) -> dict:
+    """The tree of a recipe of dataclass `cls` as it is written and hashed: without late settings at their value of
+    before. Keys that `cls` does not know stay."""
+    fields, out = {field.name: field for field in dataclasses.fields(cls)}, {}
+    for key, value in tree.items():
+        if key in fields and isinstance(value, dict):
+            kinds = typing.get_args(hint := typing.get_type_hints(cls)[key]) or (hint,)
+            value = recorded(next(kind for kind in kinds if dataclasses.is_dataclass(kind)), value)
+        elif key in fields and LATE in fields[key].metadata and value == fields[key].default:
+            continue
+        out[key] = value
+    return out
+
+
+def telling(trees: typing.Iterable[dict]) -> set[str]:
+    """The `section.key`s in which some of these trees differ."""
+    leaves = [{f"{section}.{key}": json.dumps(value) for section, values in tree.items() if isinstance(values, dict)
+               for key, value in values.items()} for tree in trees]
+    return {key for one in leaves for key in one if len({other.get(key) for other in leaves}) > 1}
+
+
+def follow(defaults: dict, stored: dict, named: set[str]) -> dict:
+    """`defaults` (section -> key -> value) with the stored value of every `section.key` that is not named."""
+    return {section: values | {key: value for key, value in (stored.get(section) or {}).items()
+                               if f"{section}.{key}" not in named} for section, values in defaults.items()}
+
+
+def kept(alone: dict, tree: dict) -> tuple[str, ...]:
+    """The settings of `tree` that a request alone would have given other values, as `key=value`, sorted. None and auto
+    leave the choice open, and so does a list that is part of the one found (preprocess.reindex adds to it)."""
+    out = []
+    for section, values in alone.items():
+        for key, value in (values or {}).items():
+            found = tree[section][key]
+            listed = isinstance(value, (list, tuple)) and set(value) <= set(found)
+            if value not in (None, "auto") and not listed and value != found:
+                out.append(f"{section}.{key}=" + (
+                    ",".join(found) if isinstance(found, (list, tuple)) else str(found).lower()
+                    if isinstance(found, bool) else str(found)))
+    return tuple(sorted(out))
 
 
 def pipelines_path() -> Path:
@@ -52,24 +105,30 @@ def load_document(path: Path | None = None) -> dict:
     return document
 
 
+def named_key(sections: dict[str, type], setting: str) -> tuple[str, str]:
+    """The section and key that `key=value` names, by its dotted name or its last part; raises RequestError by name."""
+    keys = {f"{section}.{field.name}": (section, field.name)
+            for section, cls in sections.items() for field in dataclasses.fields(cls)}
+    key, equals, _ = setting.partition("=")
+    key = key.strip()
+    if not equals:
+        raise RequestError(f"--set {setting!r}; expected key=value, such as clips.step=8")
+    matches = [full for full in keys if full == key or full.rpartition(".")[2] == key]
+    if key in keys:
+        matches = [key]
+    if not matches:
+        raise RequestError(f"--set {key!r} is no setting{nearest(key, [*keys, *(k[1] for k in keys.values())])}")
+    if len(matches) > 1:
+        raise RequestError(f"--set {key!r} is ambiguous; say one of {', '.join(matches)}")
+    return keys[matches[0]]
+
+
 def apply_settings(tree: dict, sections: dict[str, type], settings: typing.Sequence[str]) -> dict:
     """`tree` (section -> key -> value) with every `key=value` of `settings` replaced; raises RequestError by name."""
     tree = {section: dict(values) if isinstance(values, dict) else values for section, values in tree.items()}
-    keys = {f"{section}.{field.name}": (section, field.name)
-            for section, cls in sections.items() for field in dataclasses.fields(cls)}
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        key = key.strip()
-        if not equals:
-            raise RequestError(f"--set {setting!r}; expected key=value, such as clips.step=8")
-        matches = [full for full in keys if full == key or full.rpartition(".")[2] == key]
-        if key in keys:
-            matches = [key]
-        if not matches:
-            raise RequestError(f"--set {key!r} is no setting{nearest(key, [*keys, *(k[1] for k in keys.values())])}")
-        if len(matches) > 1:
-            raise RequestError(f"--set {key!r} is ambiguous; say one of {', '.join(matches)}")
-        section, name = keys[matches[0]]
+        section, name = named_key(sections, setting)
+        text = setting.partition("=")[2]
         try:
             tree[section][name] = float(text) if EXPONENT.fullmatch(text.strip()) else yaml.safe_load(text)
         except yaml.YAMLError:

@@ -8,26 +8,31 @@ from pathlib import Path
 from shared.cli import RequestError, nearest
 from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS, Maclr, Pretraining, RunTraining, build_recipe
 from shared.recipes.pretraining_checks import check, check_run
-from shared.recipes.settings import apply_settings, build, load_document
+from shared.recipes.settings import apply_settings, build, follow, kept, load_document, named_key, telling
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Pretraining)} | {"maclr": Maclr}
 
 
 @dataclass(frozen=True)
 class Training:
-    """One resolved request: a pipeline's name, what to expect of it, its recipe, and what was derived on the way."""
+    """One resolved request: a pipeline's name, what to expect of it, its recipe, and what was derived on the way; kept:
+    settings that follow the checkpoint's, not the pipeline's, as `key=value`."""
 
     name: str
     about: str
     recipe: Pretraining
     run: RunTraining
     notes: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
-def load_training(name: str, settings: Sequence[str] = (), path: Path | None = None) -> Training:
+def load_training(name: str, settings: Sequence[str] = (), path: Path | None = None,
+                  stored: tuple[str, dict] | None = None) -> Training:
     """The pipeline `name` with `key=value` settings laid over it.
 
-    A 2D backbone takes its clip and its alignment terms along where no setting names them; the notes say so.
+    A 2D backbone takes its clip and its alignment terms along where no setting names them; the notes say so. stored:
+    the pipeline's name and the recipe of the run that is to go on, whose values stand wherever neither a setting nor
+    the name of another pipeline asks for others.
     Raises RequestError for an unknown pipeline, key, type or value, naming the nearest right one.
     """
     document = load_document(path)
@@ -36,15 +41,25 @@ def load_training(name: str, settings: Sequence[str] = (), path: Path | None = N
         raise RequestError(f"pipeline {name!r} is unknown{nearest(name, pipelines)}")
     tree = dict(pipelines[name])
     about = tree.pop("about", "")
-    tree["run"] = {**document["training"], **tree.get("run", {})}
-    before = build_recipe({key: value for key, value in tree.items() if key != "run"})
-    sections = {section: cls for section, cls in SECTIONS.items() if section in tree}
-    tree = apply_settings(tree, sections | {"run": RunTraining}, settings)
-    run = build(RunTraining, tree.pop("run"), "run")
-    recipe, notes = _derive(before, build_recipe(tree), {setting.partition("=")[0].strip() for setting in settings})
+    running = {"run": {**document["training"], **tree.pop("run", {})}}
+    sections = {section: cls for section, cls in SECTIONS.items() if section in tree} | {"run": RunTraining}
+    asked = {setting.partition("=")[0].strip() for setting in settings}
+
+    def resolve(tree: dict) -> tuple[Pretraining, tuple[str, ...], dict]:
+        applied = apply_settings(tree | running, sections, settings)
+        run = applied.pop("run")
+        return *_derive(build_recipe(tree), build_recipe(applied), asked), run
+
+    recipe, notes, run = resolve(tree)
+    alone = recipe
+    if stored is not None:
+        named = {".".join(named_key(sections, setting)) for setting in settings}
+        named |= telling([pipelines[name], pipelines[stored[0]]] if stored[0] in pipelines else pipelines.values())
+        recipe, notes, run = resolve(follow(tree, dataclasses.asdict(build_recipe(stored[1])), named))
+    run = build(RunTraining, run, "run")
     check(recipe)
     check_run(run)
-    return Training(name, about, recipe, run, notes)
+    return Training(name, about, recipe, run, notes, kept(dataclasses.asdict(alone), dataclasses.asdict(recipe)))
 
 
 def _derive(before: Pretraining, recipe: Pretraining, asked: set[str]) -> tuple[Pretraining, tuple[str, ...]]:

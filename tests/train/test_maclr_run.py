@@ -12,6 +12,7 @@ from shared.nn.checkpoint import load, load_backbone
 from shared.store.record import read_json, write_json_atomic
 from train import main
 
+pytestmark = pytest.mark.usefixtures("quiet_torch")
 TIMES = {"clips_per_s", "data_wait"}
 TERMS = {"maclr": "vv vm mv", "maclr-visual": "vv", "maclr-flow": "vv vm mv", "maclr-difference": "vv vm mv",
          "maclr-vm": "vm mv", "maclr-mm": "vv vm mv mm", "maclr-narrow": "vv vm mv", "maclr-wide": "vv vm mv",
@@ -29,15 +30,6 @@ def store(small_videos, tmp_path_factory):
     assert run.main(["--dataset", "folder", "--recipe", "maclr-tiny", "--videos", str(small_videos), "--store",
                      str(store), "--engine", "serial", "--set", "preset=fast"]) == 0
     return store
-
-
-@pytest.fixture(autouse=True)
-def quiet_torch():
-    """The command sets threads and determinism for its process: here they come back."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 def train(store, run, name, *more):

@@ -42,15 +42,6 @@ def store(small_videos, tmp_path_factory):
     return store
 
 
-@pytest.fixture
-def quiet_torch():
-    """The command sets threads and determinism for its process: here they come back."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
-
 def command(store, run, *more):
     return [*SMALL, "--store", str(store), "--out", str(run), *more]
 
