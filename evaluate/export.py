@@ -1,7 +1,8 @@
-"""A checkpoint's backbone for use elsewhere: `python -m evaluate.export --checkpoint FILE --out NAME.safetensors`.
+"""A checkpoint's backbone for use elsewhere: `python -m evaluate.export --checkpoint FILE --hub DIR`.
 
-NAME.safetensors holds the weights, NAME.json beside it the architecture, the view that it was trained on, the recipe,
-where it comes from and under which terms it may be used.
+DIR then holds model.safetensors, config.json (the architecture, the view that it was trained on, the recipe, where it
+comes from and under which terms it may be used) and README.md, its model card. `--out NAME.safetensors` writes the
+first two alone, as NAME.safetensors and NAME.json. `shared.nn.load` opens either.
 """
 
 import argparse
@@ -11,21 +12,20 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import safetensors
-import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 
+from evaluate import card
+from evaluate.report.results import read_metrics
 from shared import cli
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
-from shared.clips.views import MEAN, STD
-from shared.nn.backbones import build_backbone
-from shared.nn.checkpoint import load_backbone, load_weights
+from shared.clips.resampling import MEAN, STD
+from shared.nn.checkpoint import load_backbone
+from shared.nn.exported import CARD, CONFIG, FORMAT, MODEL, check_finite, is_export, load_export
 from shared.nn.layers import Backbone
+from shared.nn.transform import EDGE
 from shared.store.record import write_atomic
 
-FORMAT = "motionpack.backbone 1"
 UNSTATED = "not stated by the exporter"
 NOTE_INIT = ("Weights that started from --init are derived from that file and under its terms too; the MoCo v2 weights "
              "that the paper starts from are CC BY-NC 4.0.")
@@ -35,38 +35,119 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError for shared.cli.command."""
     parser = cli.Arguments(prog="python -m evaluate.export", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a file of train/main.py, such as RUN/last.pt")
-    parser.add_argument("--out", type=Path, required=True, help="NAME.safetensors; NAME.json is written beside it")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a file of train/main.py, such as RUN/last.pt, "
+                        "a finetuned.pt, or another export")
+    parser.add_argument("--hub", type=cli.folder, metavar="DIR", help="model.safetensors, config.json and README.md go "
+                        "here")
+    parser.add_argument("--out", type=Path, metavar="NAME.safetensors", help="instead: this file, and NAME.json beside")
     parser.add_argument("--licence", default=UNSTATED, help="terms of the weights, such as an SPDX name")
     parser.add_argument("--data-licence", default=UNSTATED, help="terms of the videos that they were trained on")
+    parser.add_argument("--scores", nargs="+", type=Path, default=[], metavar="DIR", help="--out folders of "
+                        "evaluate.run on this checkpoint, whose numbers go into config.json and README.md")
     args = parser.parse_args(argv)
-    if args.out.suffix != ".safetensors" or args.out.is_dir() or not args.out.absolute().parent.is_dir():
-        raise RequestError(f"--out {args.out}: expected a file ending in .safetensors in a folder that exists")
-    backbone, provenance = load_backbone(args.checkpoint)
-    document = write_export(args.out, backbone, provenance, args.licence, args.data_licence)
+    if bool(args.hub) == bool(args.out):
+        raise RequestError(f"{'both' if args.hub else 'neither'} of --hub and --out given; expected --hub DIR for a "
+                           "folder to publish, or --out NAME.safetensors")
+    target = _hub(args.hub) if args.hub else _file(args.out)
+    if is_export(args.checkpoint):
+        backbone, known = load_export(args.checkpoint)
+        provenance = {**known["provenance"], "recipe": known["recipe"]}
+        of = {known["weights"]["sha256"]}
+    else:
+        backbone, provenance = load_backbone(args.checkpoint)
+        with args.checkpoint.open("rb") as file:
+            of = {hashlib.file_digest(file, "sha256").hexdigest()}
+    check_finite(backbone, args.checkpoint)
+    _check_plain(provenance, args.checkpoint)
+    document, weights = describe(target.name, backbone, provenance, args.licence, args.data_licence)
+    of.add(document["weights"]["sha256"])
+    document |= {"scores": [score_of(folder, of) for folder in args.scores]} if args.scores else {}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    described = target.with_name(CONFIG) if args.hub else target.with_suffix(".json")
+    _write(target, described, document, weights)
+    if args.hub:
+        write_atomic(target.with_name(CARD), card.text(document).encode("utf-8", "backslashreplace"))
     shape = document["architecture"]
-    print(f"done: {args.out} ({cli.size(args.out.stat().st_size)}) and {args.out.with_suffix('.json').name}: "
+    print(f"done: {target} ({cli.size(target.stat().st_size)}), {described.name}{f' and {CARD}' if args.hub else ''}: "
           f"{shape['name']}, {shape['parameters']:,} parameters, clips {shape['clip']} of {shape['size']} px")
     return cli.DONE
 
 
-def write_export(path: Path, backbone: Backbone, provenance: dict, licence: str = UNSTATED,
-                 data_licence: str = UNSTATED) -> dict:
-    """Write NAME.safetensors and NAME.json, each whole or not at all; returns the JSON's document.
+def _hub(folder: Path) -> Path:
+    """Where the weights go. Raises RequestError for what would be overwritten: people edit model cards."""
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"--hub {folder} is a file; expected a folder")
+    for name in (MODEL, CONFIG, CARD):
+        if (folder / name).exists():
+            raise RequestError(f"--hub {folder} holds a {name} already; move it away, or choose a new folder")
+    return folder / MODEL
+
+
+def _file(path: Path) -> Path:
+    if path.suffix != ".safetensors" or path.is_dir() or not path.absolute().parent.is_dir():
+        raise RequestError(f"--out {path}: expected a file ending in .safetensors in a folder that exists")
+    return path
+
+
+def score_of(folder: Path, checkpoints: set[str]) -> dict:
+    """What an evaluation found: protocol, dataset, splits, metrics and chance. checkpoints: SHA-256 of the files that
+    hold the weights. Raises RequestError for the evaluation of others."""
+    found = read_metrics(folder)
+    origin, store = found.get("checkpoint") or {}, found.get("store") or {}
+    if origin.get("sha256") not in checkpoints:
+        raise RequestError(f"--scores {folder} is of another checkpoint, {origin.get('checkpoint')}; expected "
+                           "evaluations of the one that is exported")
+    if len(found["runs"]) > 1:
+        raise RequestError(f"--scores {folder} is of {len(found['runs'])} runs; expected one: a mean over several "
+                           "checkpoints, splits or seeds is no score of this one")
+    return {"protocol": found["protocol"], "dataset": store.get("dataset"), "splits": found["splits"],
+            "metrics": found["metrics"], "chance": found["chance"], "interval": found["interval"]}
+
+
+def _check_plain(provenance: dict, path: Path) -> None:
+    """Raises RequestError where what a checkpoint says of itself is not what a checkpoint says: anyone can make one."""
+    try:
+        stores, init, recipe = provenance.get("stores", []), provenance.get("init"), provenance["recipe"]
+        ClipGeometry.parse(recipe["sampling"]["clip"])
+        right = (type(recipe["sampling"]["size"]) is int and all(isinstance(part, dict) for part in recipe.values())
+                 and all(isinstance(store, dict) for store in stores)
+                 and (init is None or {type(init["file"]), type(init["sha256"])} == {str}))
+        json.dumps(provenance, allow_nan=False)
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
+        right = False
+    if not right:
+        raise RequestError(f"{path}: its recipe or provenance is not what train/main.py writes; expected a checkpoint "
+                           "such as RUN/last.pt")
+
+
+def write_export(path: Path, backbone: Backbone, provenance: dict) -> None:
+    """NAME.safetensors and NAME.json of a backbone, each whole or not at all."""
+    _write(path, path.with_suffix(".json"), *describe(path.name, backbone, provenance))
+
+
+def _write(path: Path, described: Path, document: dict, weights: bytes) -> None:
+    write_atomic(path, weights)
+    write_atomic(described, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+def describe(name: str, backbone: Backbone, provenance: dict, licence: str = UNSTATED,
+             data_licence: str = UNSTATED) -> tuple[dict, bytes]:
+    """The document that describes the weights, and their file of that name, as bytes.
 
     provenance: as `load_backbone` gives it, with `recipe`, whose `sampling` names the view.
     """
     recipe = provenance["recipe"]
     clip, size = recipe["sampling"]["clip"], recipe["sampling"]["size"]
     weights = tensor_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()},
-                           metadata={"format": "pt", "motionpack": FORMAT})
+                           metadata={"format": "pt"})      # one key: of several the order, and so the bytes, vary
     init = provenance.get("init")
     document = {
         "format": FORMAT,
-        "weights": {"file": path.name, "sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)},
+        "weights": {"file": name, "sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)},
         "architecture": {
             "name": backbone.name, "width": backbone.width, "features": backbone.features, "frames": backbone.frames,
             "parameters": sum(parameter.numel() for parameter in backbone.parameters()), "clip": clip, "size": size,
+            "short_edge": round(size * EDGE),
             "input": "(B, 3, L, S, S) float32, RGB in [0, 1] less `mean`, over `std`", "mean": list(MEAN),
             "std": list(STD), "h": list(backbone.h_shape(ClipGeometry.parse(clip).length, size)),
             "output": f"(B, {backbone.features}) float32, the global average of the last block"},
@@ -77,44 +158,7 @@ def write_export(path: Path, backbone: Backbone, provenance: dict, licence: str 
                     "random; no weights of others"},
         "motionpack": version("motionpack"),
     }
-    write_atomic(path, weights)
-    write_atomic(path.with_suffix(".json"), (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-    return document
-
-
-def load_export(path: Path, device: torch.device | str = "cpu") -> tuple[Backbone, dict]:
-    """The exported backbone in eval mode, and its document.
-
-    Raises RequestError, in one line, where either file is missing, damaged or not of the other.
-    """
-    path = Path(path)
-    beside = path.with_suffix(".json")
-    for file in (path, beside):
-        if not file.is_file():
-            raise RequestError(f"{file} does not exist; expected NAME.safetensors and NAME.json, as `python -m "
-                               "evaluate.export` writes them")
-    try:
-        document = json.loads(beside.read_text(encoding="utf-8"))
-        known = document["format"], document["weights"]["sha256"]
-        architecture = document["architecture"]
-        name, width = architecture["name"], architecture["width"]
-        document["recipe"], document["provenance"], architecture["clip"], architecture["size"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{beside} describes no exported backbone ({type(error).__name__}: {error}); expected what "
-                           "`python -m evaluate.export` wrote") from None
-    if known[0] != FORMAT:
-        raise RequestError(f"{beside} has format {known[0]!r}; this version reads {FORMAT!r}")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != known[1]:
-        raise RequestError(f"{path} is not the file that {beside.name} describes, or is damaged: SHA-256 differs; "
-                           "export it again")
-    try:
-        weights = load_tensors(data)
-    except safetensors.SafetensorError as error:
-        raise RequestError(f"{path} is no safetensors file ({error}); export it again") from None
-    backbone = build_backbone(name, width)
-    load_weights(backbone, weights, path)
-    return backbone.to(device).eval(), document
+    return document, weights
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from shared.cli import RequestError, hold
-from shared.clips.views import MEAN, STD, Views
+from shared.clips.resampling import MEAN, STD
+from shared.clips.views import Views
 from shared.saliency import normalised, similarity_cam
 from shared.store.record import PARTIAL, write_atomic
 from train.moco import Learner

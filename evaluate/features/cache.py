@@ -18,6 +18,7 @@ from shared.store.record import fsync_directory, hidden_name, read_json, write_j
 
 FORMAT = 1
 PART = "part-"
+ROWS = 4096         # read at a time
 
 Known = dict[int, tuple[np.ndarray, int]]      # position in the index -> an array and the row of its vector
 
@@ -31,7 +32,7 @@ class FeatureCache:
     def find(self, key: dict) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(positions in the index, vectors) of everything held for the key, whatever its split, the asked one first.
 
-        What is damaged is passed over, as if it were not there.
+        What is damaged, or not finite, is passed over, as if it were not there.
         """
         name = _digest(key)
         folders = dict.fromkeys(folder / _digest(_general(key)) for folder in (self.folder, *self.beside))
@@ -54,7 +55,8 @@ class FeatureCache:
             return None
         whole = (document.get("format") == FORMAT and _general(document["key"]) == _general(key)
                  and vectors.dtype == np.float32 and len(vectors) == len(document["positions"])
-                 and _checksum(vectors) == document["crc32c_vectors"])
+                 and checksum(vectors) == document["crc32c_vectors"]
+                 and all(np.isfinite(vectors[first:first + ROWS]).all() for first in range(0, len(vectors), ROWS)))
         return (np.asarray(document["positions"], np.int64), vectors) if whole else None
 
     def put(self, key: dict, known: Known, positions: Sequence[int], width: int) -> np.ndarray:
@@ -75,7 +77,7 @@ class FeatureCache:
             hidden.unlink(missing_ok=True)
         fsync_directory(path.parent)
         write_json_atomic(path.with_suffix(".json"), {
-            "format": FORMAT, "key": key, "crc32c_vectors": _checksum(vectors), "positions": list(positions)})
+            "format": FORMAT, "key": key, "crc32c_vectors": checksum(vectors), "positions": list(positions)})
         return np.load(file, mmap_mode="r")
 
     def drop_parts(self, key: dict) -> None:
@@ -85,10 +87,11 @@ class FeatureCache:
                 name.unlink()
 
 
-def _checksum(vectors: np.ndarray, rows: int = 4096) -> int:
+def checksum(vectors: np.ndarray) -> int:
+    """CRC-32C of the rows, which may lie on disk."""
     total = 0
-    for first in range(0, len(vectors), rows):
-        total = crc32c(np.ascontiguousarray(vectors[first:first + rows]), total)
+    for first in range(0, len(vectors), ROWS):
+        total = crc32c(np.ascontiguousarray(vectors[first:first + ROWS]), total)
     return total
 
 

@@ -4,18 +4,20 @@ B clips, L frames of SxS pixels, C features.
 """
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evaluate.export import load_export
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
 from shared.nn.backbones import build_backbone
-from shared.nn.checkpoint import load_backbone
+from shared.nn.checkpoint import load_backbone, not_finite
+from shared.nn.exported import export_files, is_export, load_export
 from shared.nn.layers import Backbone
 from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS
 
@@ -58,7 +60,7 @@ class Encoder:
 
 
 def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -> Encoder:
-    """A checkpoint of train/main.py, a file of evaluate.export (.safetensors), `random:NAME[:seed]` or `mean-image`.
+    """A checkpoint of train/main.py, an export (.safetensors or its folder), `random:NAME[:seed]` or `mean-image`.
 
     seed: of `random:NAME` without one. Raises RequestError, in one line, for anything else and for damaged files.
     """
@@ -69,7 +71,8 @@ def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -
     if text.partition(":")[0] == RANDOM:
         return _untrained(text, device, seed)
     path = Path(text)
-    if path.suffix == ".safetensors":
+    if is_export(path):
+        path, _ = export_files(path)
         net, document = load_export(path, device)
         view, origin = document["architecture"], {"kind": "export", **document["provenance"]}
         recipe, run = document["recipe"], None
@@ -105,6 +108,27 @@ def untrained(name: str, seed: int, device: torch.device | str = "cpu", width: i
 def takes_seed(text: str) -> bool:
     """Whether the run's seed decides the weights: `random:NAME` without a seed of its own."""
     return text.partition(":")[0] == RANDOM and text.count(":") == 1
+
+
+def finite(encoder: Encoder, blocks: Iterable[tuple[np.ndarray, np.ndarray, int]],
+           video: Callable[[int], str]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Blocks of (items (n,), vectors (n, C), clips) as they come. video(item): whose the vectors are.
+
+    Raises RequestError, on all ranks alike, naming checkpoint and video, where a vector holds NaN or infinity.
+    """
+    for items, vectors, clips in blocks:
+        wrong = ~np.isfinite(vectors).all(1)
+        if wrong.any():
+            refuse_features(encoder, video(int(items[wrong.argmax()])))
+        yield items, vectors, clips
+
+
+def refuse_features(encoder: Encoder, video: str, what: str = "features") -> None:
+    """Raises RequestError for what the encoder gives for a video and is not finite."""
+    weights = not_finite(encoder.net.state_dict())
+    why = f"its weights are not, {weights} among them" if weights else "its weights are too large"
+    raise RequestError(f"checkpoint {encoder.text}: the {what} of video {video!r} are not finite numbers ({why}): "
+                       "its training diverged, or the file is damaged; choose another checkpoint")
 
 
 def weights_hash(module: nn.Module) -> str:

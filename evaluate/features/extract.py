@@ -11,19 +11,17 @@ import numpy as np
 import torch
 
 from evaluate.features.cache import FeatureCache
-from evaluate.features.encoders import Encoder
+from evaluate.features.encoders import Encoder, finite
 from evaluate.features.vectors import collect, in_order, share_out
 from evaluate.settings import FeatureSettings, RunEvaluation
 from shared.cli import RequestError, nearest
 from shared.clips.index import ClipGeometry
-from shared.clips.views import MEAN, STD, resize
 from shared.nn.distributed import World
+from shared.nn.transform import EDGE, Transform
 from shared.store.index import Index
 from shared.store.place import Place
 from shared.store.reader import StoreReader
 from shared.store.record import read_json
-
-EDGE = 256 / 224      # short edge over view (docs/method.md 1.7)
 
 Window = tuple[int, int, int]      # a video's position in the index, its first frame looked at, and that after the last
 
@@ -58,13 +56,8 @@ class Features:
 
 
 @dataclass(frozen=True)
-class View:
-    """How a video is looked at: clips evenly, short edge scaled to `short_edge`, centre crop of `size` pixels."""
-
-    clips: int
-    geometry: ClipGeometry
-    size: int
-    short_edge: int
+class View(Transform):
+    """How a video is looked at in evaluation; subclasses look at more than the square in the middle."""
 
     @classmethod
     def of(cls, settings: FeatureSettings, encoder: Encoder) -> "View":
@@ -80,37 +73,6 @@ class View:
                                "edge that holds the centre crop")
         encoder.check_view(geometry, size)
         return view
-
-    def to_dict(self) -> dict:
-        return {"clips": self.clips, "clip": str(self.geometry), "size": self.size, "short_edge": self.short_edge}
-
-    def frames(self, count: int, first: int = 0,
-               stop: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Which frames of a video of `count` frames: (n,) distinct ones; (u, L) places among those, of the distinct
-        clips; (u,) how many of `clips` each stands for. A single clip lies in the middle; a video shorter than a clip
-        is looped until it is one.
-
-        first, stop: the clips lie in these frames, or, where those are fewer than a clip's, about their middle."""
-        span = self.geometry.span
-        last = (count if stop is None else stop) - span
-        if last < first:
-            first = last = max(0, min((first + last) // 2, count - span))
-        starts = np.linspace(first, last, self.clips) if self.clips > 1 else np.array([(first + last) / 2])
-        starts = starts.round().astype(np.int64)
-        starts, weights = np.unique(starts, return_counts=True)
-        numbers = (starts[:, None] + self.geometry.stride * np.arange(self.geometry.length)) % count
-        distinct, places = np.unique(numbers, return_inverse=True)
-        return distinct, places.reshape(numbers.shape), weights
-
-    def side(self, height: int, width: int) -> int:
-        """Pixels of a stored frame that a crop of `size` pixels shows: size / short_edge of the short side."""
-        return max(1, min(height, width, round(min(height, width) * self.size / self.short_edge)))
-
-    def crop(self, height: int, width: int) -> tuple[slice, slice]:
-        """The part of a frame that is looked at: the square in its middle."""
-        side = self.side(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        return slice(top, top + side), slice(left, left + side)
 
     def squares(self, height: int, width: int) -> list[tuple[slice, slice, int]]:
         """The views of what `crop` left, as rows, columns, and how many of all views each stands for: the whole."""
@@ -169,7 +131,8 @@ def compute(encoder: Encoder, reader: StoreReader, positions: np.ndarray, view: 
     def encode(mine: np.ndarray) -> Iterator[torch.Tensor]:
         return _encode(encoder, reader, mine, view, run, world, window)
 
-    return share_out(positions, encoder.net.features, encode, clips, world, label)
+    return finite(encoder, share_out(positions, encoder.net.features, encode, clips, world, label),
+                  lambda item: reader.index.id[window(item)[0]])
 
 
 def whole_video(index: Index) -> Callable[[int], Window]:
@@ -181,19 +144,21 @@ def whole_video(index: Index) -> Callable[[int], Window]:
 def _encode(encoder: Encoder, reader: StoreReader, positions: np.ndarray, view: View, run: RunEvaluation,
             world: World, window: Callable[[int], Window]) -> Iterator[torch.Tensor]:
     """(C,) of every window, in order, while threads decode those that follow."""
-    mean, std = (torch.tensor(values, device=world.device)[:, None, None, None] for values in (MEAN, STD))
     for frames, places, weights in read_ahead(reader, positions, view, run, window):
         squares = view.squares(*frames.shape[1:3])
         total = torch.zeros(encoder.net.features, dtype=torch.float64, device=world.device)
         for rows, columns, count in squares:
-            square = torch.from_numpy(frames[:, rows, columns]).to(world.device)
-            images = resize(square, view.size).sub_(mean).div_(std)                                  # (3, n, S, S)
-            for first in range(0, len(places), run.batch):
-                some = slice(first, first + run.batch)
-                clips = images[:, torch.from_numpy(places[some]).to(world.device)].transpose(0, 1)   # (u, 3, L, S, S)
-                vectors = encoder.net(clips).double()
-                total += torch.from_numpy(count * weights[some]).to(world.device).double() @ vectors
-        yield (total / (view.clips * sum(count for _, _, count in squares))).float()
+            images = view.images(torch.from_numpy(frames[:, rows, columns]).to(world.device))       # (3, n, S, S)
+            total += torch.from_numpy(count * weights).to(total) @ clip_vectors(encoder, images, places, run.batch)
+        yield (total / (weights.sum() * sum(count for _, _, count in squares))).float()
+
+
+@torch.no_grad()
+def clip_vectors(encoder: Encoder, images: torch.Tensor, places: np.ndarray, batch: int) -> torch.Tensor:
+    """(u, C) float64 of clips whose frames are at `places` (u, L) of `images` (3, n, S, S); `batch` clips a forward."""
+    parts = [encoder.net(images[:, torch.from_numpy(places[first:first + batch]).to(images.device)].transpose(0, 1))
+             for first in range(0, len(places), batch)]                         # of (u, 3, L, S, S)
+    return torch.cat(parts).double()
 
 
 def read_ahead(reader: StoreReader, positions: np.ndarray, view: View, run: RunEvaluation,

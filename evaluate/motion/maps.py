@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evaluate import metrics
 from evaluate.features.cache import FeatureCache
-from evaluate.features.encoders import Encoder
+from evaluate.features.encoders import Encoder, refuse_features
 from evaluate.features.extract import View
 from evaluate.features.vectors import from_main, in_order
 from evaluate.motion.towers import AUTO, Towers, open_towers
@@ -102,6 +102,9 @@ def clip_maps(encoder: Encoder, store: Place | str, positions: np.ndarray, view:
             rows = _compute(towers, reader, clips, view, cells, run, world, seed, label)
         finally:
             reader.close()
+        wrong = ~np.isfinite(rows).all(1)
+        if wrong.any():
+            refuse_features(encoder, index.id[clips[int(wrong.argmax())][0]], "maps")
         if cache and world.main:
             known = {int(position): (rows.reshape(len(positions), -1), row) for row, position in enumerate(positions)}
             cache.put(key, known, positions.tolist(), rows.size // len(positions))

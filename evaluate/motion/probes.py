@@ -18,7 +18,6 @@ from evaluate.features.vectors import collect, share_out
 from evaluate.frozen.retrieval import nearest
 from evaluate.settings import RunEvaluation
 from shared.cli import Progress
-from shared.clips.views import MEAN, STD, resize
 from shared.nn.distributed import World
 from shared.store.reader import StoreReader
 
@@ -131,9 +130,8 @@ def motion_probe(encoder: Encoder, reader: StoreReader, train: np.ndarray, taugh
 def _walk(encoder: Encoder, reader: StoreReader, positions: np.ndarray, view: View, grid: tuple[int, int, int],
           run: RunEvaluation, world: World) -> Iterator[Tensor]:
     """Features (n, C, T', h', w') float32 of every video's clips, in order."""
-    mean, std = (torch.tensor(values, device=world.device)[:, None, None, None] for values in (MEAN, STD))
     for frames, places, weights in read_ahead(reader, positions, view, run):
-        images = resize(torch.from_numpy(frames).to(world.device), view.size).sub_(mean).div_(std)
+        images = view.images(torch.from_numpy(frames).to(world.device))
         parts = [dense_features(encoder, images[:, torch.from_numpy(places[at:at + run.batch]).to(world.device)]
                                 .transpose(0, 1), grid) for at in range(0, len(places), run.batch)]
         yield torch.cat(parts).repeat_interleave(torch.from_numpy(weights).to(world.device), 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluate.features.encoders import Encoder, weights_hash
+from evaluate.features.encoders import Encoder, finite, weights_hash
 from evaluate.features.extract import choose
 from evaluate.features.vectors import Collected, collect, share_out
 from evaluate.frozen.softmax import softmax_scores
@@ -166,8 +166,9 @@ def _features(request: Request, encoder: Encoder, reader: StoreReader, view: Key
         return encode_persons(encoder, reader, placed, rows, view, request.settings.run, request.world)
 
     return collect(key, np.arange(len(placed)), encoder.net.features, request.cache, request.world,
-                   lambda missing: share_out(missing, encoder.net.features, encode, lambda row: 1, request.world,
-                                             split))
+                   lambda missing: finite(encoder, share_out(missing, encoder.net.features, encode, lambda row: 1,
+                                                             request.world, split),
+                                          lambda row: reader.index.id[int(placed.position[row])]))
 
 
 def _notes(index: Index, said: Annotations, train: Placed, truth: Placed) -> list[str]:

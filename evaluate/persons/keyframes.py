@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from evaluate.features.encoders import Encoder
-from evaluate.features.extract import EDGE
 from evaluate.features.vectors import in_order
 from evaluate.persons.roi import box_features
 from evaluate.settings import Detection, RunEvaluation
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
-from shared.clips.resampling import resize
-from shared.clips.views import MEAN, STD
+from shared.clips.resampling import normalise, resize
 from shared.datasets.ava import Persons
 from shared.nn.distributed import World
 from shared.nn.layers import Backbone
+from shared.nn.transform import EDGE
 from shared.store.index import Index
 from shared.store.reader import StoreReader
 
@@ -152,10 +151,8 @@ def encode_persons(encoder: Encoder, reader: StoreReader, placed: Placed, rows: 
 def _encode_clips(encoder: Encoder, placed: Placed, waiting: list[tuple[list[int], np.ndarray]], view: KeyframeView,
                   world: World) -> Iterator[Tensor]:
     """The persons of several keyframes whose clips, (L, H, W, 3) uint8, are of one size."""
-    mean, std = (torch.tensor(values, device=world.device)[:, None, None, None] for values in (MEAN, STD))
     size = view.size(*waiting[0][1].shape[1:3])
-    clips = torch.stack([resize(torch.from_numpy(clip).to(world.device), size).sub_(mean).div_(std)
-                         for _, clip in waiting])                                        # (B, 3, L, h, w)
+    clips = torch.stack([normalise(resize(torch.from_numpy(clip).to(world.device), size)) for _, clip in waiting])
     members = [row for rows, _ in waiting for row in rows]
     images = torch.tensor([i for i, (rows, _) in enumerate(waiting) for _ in rows], device=world.device)
     boxes = torch.from_numpy(placed.persons.box[members]).to(world.device)

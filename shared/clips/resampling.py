@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from shared.clips.sampling import half_cells
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB in [0, 1]
+
 
 def resize(crop: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
     """(L, h, w, 3) uint8 -> (3, L, S, S) float32 in [0, 1], or of (height, width) `size`; bilinear with antialiasing.
@@ -19,6 +21,12 @@ def resize(crop: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
     frames = frames if crop.device.type == "cpu" else frames.float()
     frames = F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=True)
     return frames.transpose(0, 1).float().mul_(1 / 255)
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """(..., 3, n, H, W) float32 in [0, 1], in place: less ImageNet's mean, over its standard deviation."""
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None, None] for values in (MEAN, STD))
+    return images.sub_(mean).div_(std)
 
 
 def resample(maps: torch.Tensor, view: np.ndarray, size: int) -> torch.Tensor:

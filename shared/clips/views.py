@@ -21,12 +21,11 @@ from kornia.geometry.transform import hflip
 
 from shared.clips.loader import Batch
 from shared.clips.motion_clips import motion_clips
-from shared.clips.resampling import on_device, resize
+from shared.clips.resampling import normalise, on_device, resize
 from shared.clips.sampling import overlaps
 from shared.motion import CELL
 from shared.recipes.pretraining import Augment, Maclr
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB in [0, 1]
 JITTER = (adjust_brightness_accumulative, adjust_contrast_with_mean_subtraction,
           adjust_saturation_with_gray_subtraction, adjust_hue)
 CHUNK = 1 << 26  # values that are augmented together: the conversions of the hue take some ten times their memory
@@ -85,7 +84,6 @@ def augment(clips: torch.Tensor, views: np.ndarray, settings: Augment) -> torch.
     of a clip go through the same function, and contrast turns about the mean of the clip. What becomes of a clip does
     not depend on the others.
     """
-    mean, std = (torch.tensor(values, device=clips.device)[:, None, None, None] for values in (MEAN, STD))
     step = max(1, CHUNK // clips[0].numel())
     for first in range(0, len(clips), step):
         some = slice(first, first + step)
@@ -94,7 +92,7 @@ def augment(clips: torch.Tensor, views: np.ndarray, settings: Augment) -> torch.
         colour(tall, views[some])
         blur(clips[some], views[some]["sigma"], math.ceil(3 * settings.blur_max))
         _change(tall, views[some]["flip"], hflip)
-        clips[some].sub_(mean).div_(std)
+        normalise(clips[some])
     return clips
 
 

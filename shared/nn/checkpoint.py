@@ -113,9 +113,8 @@ def load_backbone(path: Path, device: torch.device | str = "cpu") -> tuple[Backb
         return found.backbone, {**found.provenance, "recipe": found.recipe}
     state = _whole(state, KEYS, path)
     model = recipe_of(state, path).model
-    backbone = build_backbone(model.backbone, model.width)
     weights = {key.removeprefix(BACKBONE): value for key, value in state["learner"].items() if key.startswith(BACKBONE)}
-    load_weights(backbone, weights, path)
+    backbone = fill_backbone(model.backbone, model.width, weights, path)
     known = {key: state[key] for key in ("pipeline", "recipe", "step", "epoch")}
     return backbone.to(device).eval(), {**state["provenance"], **known}
 
@@ -142,8 +141,7 @@ def load_finetuned(path: Path, device: torch.device | str = "cpu") -> Finetuned:
 def _finetuned(state: dict, path: Path, device) -> Finetuned:
     state = _whole(state, FINETUNED_KEYS, path)
     model, weights = state["recipe"]["model"], state["head"]
-    backbone = build_backbone(model["backbone"], model["width"])
-    load_weights(backbone, state["backbone"], path)
+    backbone = fill_backbone(model["backbone"], model["width"], state["backbone"], path)
     head = torch.nn.Linear(backbone.features, len(state["classes"]))
     load_weights(head, weights, path)
     return Finetuned(backbone.to(device).eval(), head.to(device).eval(), list(state["classes"]), state["recipe"],
@@ -158,15 +156,40 @@ def recipe_of(state: dict, path: Path) -> Pretraining:
         raise RequestError(f"{path} was written by another version: {error}") from None
 
 
+def fill_backbone(name: str, width: int, weights: dict, path: Path) -> Backbone:
+    """The backbone that `weights` of a file are of. Nothing is allocated before names and shapes are its own: a file
+    may claim any width. Raises RequestError."""
+    try:
+        with torch.device("meta"):
+            backbone = build_backbone(name, width)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"{path} says {name!r} of width {width!r}, which no network can have "
+                           f"({str(error).splitlines()[0]})") from None
+    _check_shapes(backbone, weights, path)
+    backbone = backbone.to_empty(device="cpu")
+    backbone.load_state_dict(weights)
+    return backbone
+
+
 def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
     """load_state_dict with its pages of complaints as one RequestError."""
+    _check_shapes(module, weights, path)
+    module.load_state_dict(weights)
+
+
+def _check_shapes(module: torch.nn.Module, weights: dict, path: Path) -> None:
     wanted = module.state_dict()
-    off = sorted(wanted.keys() ^ weights.keys())
-    off = off or sorted(key for key in wanted if wanted[key].shape != weights[key].shape)
+    off = sorted(wanted.keys() ^ weights.keys(), key=str)
+    off = off or sorted(key for key in wanted if not isinstance(weights[key], torch.Tensor) or
+                        wanted[key].shape != weights[key].shape)
     if off:
         raise RequestError(f"{path} holds other weights than its recipe says, {len(off)} in all, first {off[0]}; "
                            "it was written by another version")
-    module.load_state_dict(weights)
+
+
+def not_finite(weights: dict[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None where all are finite."""
+    return next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
 
 
 def rng_state() -> dict:

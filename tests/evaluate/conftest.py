@@ -67,30 +67,39 @@ def store(tmp_path_factory, write_store, make_video):
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    """A checkpoint of mcl-tiny at step 0 with BN statistics that training would have moved, in a folder of its own."""
+def make_checkpoint(tmp_path_factory):
+    """make_checkpoint(pipeline, *settings) -> last.pt of that pipeline, in a folder of its own, as if after 20 steps
+    with BN statistics that training would have moved."""
     import torch
 
     from shared.nn import checkpoint
     from shared.nn.backbones import build_backbone
     from shared.recipes.training import load_training
 
-    run = tmp_path_factory.mktemp("evaluate") / "run"
-    run.mkdir()
-    torch.manual_seed(7)
-    net = build_backbone("r2plus1d_tiny")
-    with torch.no_grad():
-        for _ in range(20):
-            net(torch.randn(8, 3, 8, 48, 48))
-    recipe = load_training("mcl-tiny").recipe.to_dict()
-    state = dict.fromkeys(checkpoint.KEYS)
-    state |= {"format": checkpoint.FORMAT, "pipeline": "mcl-tiny", "recipe": recipe, "step": 20, "epoch": 1,
-              "learner": {f"query.backbone.{name}": value for name, value in net.state_dict().items()},
-              "provenance": {"stores": [{"dataset": "made-up", "split": "train2"}], "init": None}}
-    checkpoint.save(run / "last.pt", state)
-    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0, "in_batch_accuracy": 0.1}\n'
-                                       '{"step": 2, "loss": 2.0, "in_batch_accuracy": 0.4}\n{"step": 3, "lo')
-    return run / "last.pt"
+    def make(pipeline, *settings):
+        run, recipe = tmp_path_factory.mktemp("evaluate") / "run", load_training(pipeline, settings).recipe
+        run.mkdir()
+        torch.manual_seed(7)
+        net = build_backbone(recipe.model.backbone, recipe.model.width)
+        with torch.no_grad():
+            for _ in range(20):
+                net(torch.randn(8, 3, recipe.sampling.geometry.length, 48, 48))
+        state = dict.fromkeys(checkpoint.KEYS)
+        state |= {"format": checkpoint.FORMAT, "pipeline": pipeline, "recipe": recipe.to_dict(), "step": 20, "epoch": 1,
+                  "learner": {f"query.backbone.{name}": value for name, value in net.state_dict().items()},
+                  "provenance": {"stores": [{"dataset": "made-up", "split": "train2"}], "init": None}}
+        checkpoint.save(run / "last.pt", state)
+        return run / "last.pt"
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(make_checkpoint):
+    """A checkpoint of mcl-tiny, beside the metrics of its training, whose last line is torn."""
+    path = make_checkpoint("mcl-tiny")
+    (path.parent / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0, "in_batch_accuracy": 0.1}\n'
+                                               '{"step": 2, "loss": 2.0, "in_batch_accuracy": 0.4}\n{"step": 3, "lo')
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate import export, folds, run
+from evaluate import folds, run
 from evaluate.features.encoders import open_encoder, weights_hash
 from evaluate.frozen import linear, retrieval
 from evaluate.report.pictures import curves_figure
@@ -362,49 +362,3 @@ def test_the_process_says_one_line_and_leaves_with_two(store, tmp_path):
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == cli.REFUSED and not done.stdout
     assert done.stderr.startswith("error: --train-split 'no'") and len(done.stderr.splitlines()) == 1
-
-
-def test_an_export_gives_the_same_features(evaluate, checkpoint, tmp_path, capsys):
-    path = tmp_path / "backbone.safetensors"
-    assert export.main(["--checkpoint", str(checkpoint), "--out", str(path), "--licence", "CC-BY-4.0"]) == cli.DONE
-    assert capsys.readouterr().out.startswith("done: ")
-    document = json.loads(path.with_suffix(".json").read_text())
-    assert document["licence"]["weights"] == "CC-BY-4.0" and document["provenance"]["pipeline"] == "mcl-tiny"
-    assert document["recipe"]["sampling"]["clip"] == "8x2" and document["architecture"]["h"] == [48, 4, 6, 6]
-    assert weights_hash(open_encoder(str(path)).net) == weights_hash(open_encoder(str(checkpoint)).net)
-    ours, theirs = evaluate("linear", str(checkpoint), out="a"), evaluate("linear", str(path), out="b")
-    assert ours["metrics"] == theirs["metrics"] and theirs["checkpoint"]["kind"] == "export"
-    vectors = [sorted((tmp_path / name / "features").glob("*/*.npy")) for name in "ab"]
-    same = [{np.load(file).tobytes() for file in files} for files in vectors]
-    assert same[0] == same[1] and len(same[0]) == 2
-
-
-@pytest.mark.parametrize("damage, message", [
-    ("weights", "SHA-256 differs"), ("json", "describes no exported backbone"), ("format", "has format 'other 9'"),
-    ("absent", "backbone.json does not exist"), ("architecture", "holds other weights"),
-])
-def test_an_export_that_is_damaged(checkpoint, tmp_path, damage, message):
-    path = tmp_path / "backbone.safetensors"
-    export.main(["--checkpoint", str(checkpoint), "--out", str(path)])
-    beside = path.with_suffix(".json")
-    document = json.loads(beside.read_text())
-    if damage == "weights":
-        data = bytearray(path.read_bytes())
-        data[-9] ^= 1
-        path.write_bytes(data)
-    elif damage == "json":
-        beside.write_text("{}")
-    elif damage == "absent":
-        beside.unlink()
-    else:
-        document |= {"format": "other 9"} if damage == "format" else {}
-        document["architecture"]["width"] = 8 if damage == "architecture" else 12
-        beside.write_text(json.dumps(document))
-    with pytest.raises(RequestError, match=message):
-        export.load_export(path)
-
-
-@pytest.mark.parametrize("out", ["x.pt", "absent/x.safetensors"])
-def test_exports_go_to_a_safetensors_file(checkpoint, out, tmp_path):
-    with pytest.raises(RequestError, match="expected a file ending in .safetensors in a folder that exists"):
-        export.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / out)])

@@ -20,11 +20,14 @@ from evaluate.features.extract import View, extract
 from evaluate.protocol import load_settings
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
-from shared.clips.views import MEAN, STD, resize
+from shared.clips.resampling import MEAN, STD, resize
+from shared.nn import checkpoint as checkpoints
 from shared.nn.distributed import World
 from shared.recipes.training import load_training
+from shared.store.chunks import crc32c
 from shared.store.layout import StoreError
 from shared.store.reader import StoreReader
+from shared.store.record import read_json, write_json_atomic
 
 SETTINGS = load_settings("linear", ["clips=3", "run.batch=2", "run.threads=1", "run.workers=2", "run.device=cpu"])
 
@@ -196,6 +199,35 @@ def test_the_backbone_does_not_move(get, store, checkpoint, tmp_path):
     get("train", encoder=encoder)
     assert weights_hash(encoder.net) == before and not encoder.net.training
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(parameters, encoder.net.parameters()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_features_that_are_not_finite_are_refused(get, store, checkpoint, tmp_path, value):
+    """1e38: every weight is finite, and the features overflow."""
+    state = torch.load(checkpoint, weights_only=True)
+    name = next(key for key in state["learner"] if key.endswith("weight"))
+    state["learner"][name].fill_(value)
+    path = tmp_path / "last.pt"
+    checkpoints.save(path, state)
+    with pytest.raises(RequestError) as refused:
+        get("train", encoder=open_encoder(path))
+    text = str(refused.value)
+    assert f"checkpoint {path}: the features of video 'a1' are not finite numbers" in text and "\n" not in text
+    assert ("too large" if value == 1e38 else f"{name[15:]} among them") in text
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_a_cache_that_holds_such_features_is_passed_over(get, tmp_path):
+    good = np.array(get("train").vectors)
+    vectors, = (tmp_path / "cache").glob("*/*.npy")
+    document = read_json(vectors.with_suffix(".json"))
+    bad = good.copy()
+    bad[3, 5] = np.nan
+    np.save(vectors, bad)
+    write_json_atomic(vectors.with_suffix(".json"), document | {"crc32c_vectors": crc32c(bad)})
+    again = get("train")
+    assert again.clips > 0
+    np.testing.assert_array_equal(again.vectors, good)
 
 
 def test_threads_and_batches_change_nothing(get, tmp_path):

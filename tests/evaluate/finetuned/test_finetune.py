@@ -26,8 +26,7 @@ from evaluate.report import results
 from shared import cli
 from shared.cli import RequestError, Stopped
 from shared.clips.index import ClipGeometry
-from shared.clips.resampling import resize
-from shared.clips.views import MEAN, STD
+from shared.clips.resampling import MEAN, STD, resize
 from shared.nn.checkpoint import load_finetuned
 from shared.nn.distributed import World
 from shared.store.index import Index

@@ -239,6 +239,15 @@ def test_kept_and_shared(moving, contrastive, tmp_path, monkeypatch):
             of(encoder, moving, cache=cache, **change)
 
 
+def test_maps_that_are_not_finite_are_refused(moving, contrastive, tmp_path):
+    state = torch.load(contrastive, weights_only=True)
+    name = next(key for key in state["learner"] if key.startswith("query.backbone") and key.endswith("weight"))
+    state["learner"][name].view(-1)[0] = float("nan")
+    checkpoint.save(tmp_path / "last.pt", state)
+    with pytest.raises(RequestError, match="last.pt: the maps of video 'v08' are not finite numbers"):
+        of(open_encoder(tmp_path / "last.pt"), moving)
+
+
 def test_few_clips_share_smaller_groups(moving, contrastive):
     index, encoder = Index.load(moving), open_encoder(str(contrastive))
     view = View.of(SETTINGS.saliency, encoder)

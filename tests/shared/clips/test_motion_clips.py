@@ -13,9 +13,9 @@ from shared.cli import RequestError
 from shared.clips.data import ClipData
 from shared.clips.loader import Loader, Sampler
 from shared.clips.motion_clips import motion_clips
-from shared.clips.resampling import resize
+from shared.clips.resampling import MEAN, STD, resize
 from shared.clips.sampling import VIEW, half_cells
-from shared.clips.views import MEAN, STD, make_views
+from shared.clips.views import make_views
 from shared.motion import edges, pool
 from shared.store.chunks import quantise_edges
 from shared.store.reader import StoreReader

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from shared.clips import views as view_module
 from shared.clips.data import ClipData
 from shared.clips.loader import Loader, Sampler
+from shared.clips.resampling import MEAN, STD, resize
 from shared.clips.sampling import VIEW, draw_augment, generator
-from shared.clips.views import MEAN, STD, make_views, motion_target, resize
 from shared.clips.views import augment as augment_clips
+from shared.clips.views import make_views, motion_target
 
 MEANS, DEVIATIONS = (np.array(values).reshape(3, 1, 1, 1) for values in (MEAN, STD))
 
