@@ -22,8 +22,9 @@ from evaluate.motion.towers import AUTO, Towers, open_towers
 from evaluate.settings import RunEvaluation
 from shared.cli import Progress, RequestError, plural
 from shared.clips.index import hot_mask
+from shared.clips.resampling import resize
 from shared.clips.sampling import VIEW, draw_augment, draw_box, generator
-from shared.clips.views import augment, motion_target, resize
+from shared.clips.views import augment, motion_target
 from shared.nn.distributed import World, gather
 from shared.nn.layers import Backbone
 from shared.saliency import aligned_map, differentiate, grad_cam

@@ -21,7 +21,7 @@ from evaluate.features.extract import View, compute, read_ahead
 from evaluate.protocol import load_settings
 from preprocess import run as preprocess
 from preprocess.machine import device, versions
-from shared.clips.views import resize
+from shared.clips.resampling import resize
 from shared.nn.distributed import World, choose_device
 from shared.store.reader import StoreReader
 
