@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from shared.cli import RequestError, Stopped, duration, plural, size
 from shared.clips.index import ClipGeometry
 from shared.datasets.catalog import Catalog, open_catalog
 from shared.recipes.preprocessing import Pipeline, load_pipeline
+from shared.store.index import Index
 from shared.store.layout import damage_stops
 from shared.store.place import Place, store_argument
 
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         pipeline = load_pipeline(args.dataset, args.recipe, settings, stored=stored_recipe(store))
         pipeline = resolve(pipeline, elsewhere=bool(args.address))
         agree(store, pipeline)
-        catalog = find_videos(pipeline, root, annotations)
+        catalog = find_videos(pipeline, root, annotations, store)
         reader = InProcess() if args.engine == "serial" else ChildProcess()
         try:
             if args.plan:
@@ -99,14 +101,19 @@ def resolve(pipeline: Pipeline, elsewhere: bool = False) -> Pipeline:
     return replace(pipeline, recipe=replace(recipe, flow=flow))
 
 
-def find_videos(pipeline: Pipeline, root: Path, annotations: Path | None) -> Catalog:
-    """The dataset's catalog; the synthetic videos are made first where they are not there yet."""
+def find_videos(pipeline: Pipeline, root: Path, annotations: Path | None, store: Place) -> Catalog:
+    """The dataset's catalog; the synthetic videos are made first where they are not there yet. A folder is read as it
+    was when the store took its first videos."""
     if pipeline.preset.generate:
         dials = pipeline.preset.generate
         make_videos(root, videos=dials.videos, backgrounds=dials.backgrounds, textures=dials.textures,
                     frames=dials.frames, height=dials.height, width=dials.width, seed=dials.seed)
         annotations = annotations or root / "annotations.csv"
-    return open_catalog(layout=pipeline.preset.layout, root=root, annotations=annotations, dataset=pipeline.dataset)
+    stored = {}
+    if pipeline.preset.layout == "folder" and (store / "current").exists():
+        stored = {row.id: (row.class_name, row.splits) for row in Index.load(store).rows()}
+    return open_catalog(layout=pipeline.preset.layout, root=root, annotations=annotations, dataset=pipeline.dataset,
+                        stored=stored)
 
 
 def show_plan(session: Session, retry_failed: bool, reader: InProcess | ChildProcess) -> int:
@@ -177,6 +184,15 @@ def notes(session: Session) -> list[str]:
     missing = set(session.pipeline.preset.splits) - {split for v in session.catalog.videos for split in v.splits}
     if missing:
         out.append(f"no video is in split {', '.join(sorted(missing))}")
+    gone, struck = session.left()
+    reindex = f"python -m preprocess.reindex {shlex.quote(str(session.store))}"
+    if gone:
+        out.append(f"{plural(len(gone), 'video of the store is', 'videos of the store are')} not under "
+                   f"{session.catalog.root} and still in use (first {', '.join(gone[:3])}); what was renamed or moved "
+                   f"counts twice: `{reindex} --drop-missing {shlex.quote(str(session.catalog.root))}` drops them")
+    if struck:
+        out.append(f"{plural(len(struck), 'video of the store is', 'videos of the store are')} not listed and still in "
+                   f"use (first {', '.join(struck[:3])}); `{reindex} --drop {shlex.quote(struck[0])}` drops one")
     if stale := session.stale():
         packed = plural(stale, "packed video has", "packed videos have")
         out.append(f"{packed} another class, group or other splits in the annotations now; the "

@@ -182,6 +182,13 @@ class Session:
                    (v.class_name, v.group, v.splits) != (self.videos[v.id].class_name, self.videos[v.id].group,
                                                          self.videos[v.id].splits))
 
+    def left(self) -> tuple[list[str], list[str]]:
+        """Ids of packed videos that the catalog does not have: those whose files are gone, and those not listed."""
+        listed = {video.id for video in self.catalog.videos}
+        paths = {row.path: row.id for row in self.videos.values() if row.id not in listed}
+        return (sorted(paths[path] for path in self.catalog.without(paths)),
+                sorted(paths[path] for path in self.catalog.unlisted if path in paths))
+
     def attempts(self) -> dict[str, int]:
         return {video: row.attempts for video, row in self.failures.items()}
 

@@ -163,7 +163,7 @@ def _records(file: Path, width: int) -> Iterator[tuple[int, list[str]]]:
     for cells in reader:
         if cells and len(cells) != width:
             raise RequestError(f"{file.name} line {reader.line_num}: {plural(len(cells), 'cell')}; expected {width}, "
-                               "as in the official CSV, which has no header")
+                               "as in the official CSV, which has commas between the cells and no header")
         if cells:
             yield reader.line_num, cells
 

@@ -1,20 +1,26 @@
 """A dataset on disk: the videos that its layout lists, with ids, labels, groups and splits."""
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
-from shared.cli import RequestError, nearest
-from shared.datasets import ava, layouts, ssv2, vidsitu
+from shared.cli import RequestError, nearest, plural
+from shared.datasets import ava, folder, layouts, ssv2, vidsitu
+from shared.datasets.listing import Listing
 
 ENDINGS = frozenset("." + ending for ending in """
     3g2 3gp asf avi divx f4v flv m1v m2ts m2v m4v mjpeg mjpg mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts
     vob webm wmv y4m""".split())
 
 
-LAYOUTS = {"folder": layouts.folder, "synthetic": layouts.folder, "ucf101": layouts.ucf101, "hmdb51": layouts.hmdb51,
+LAYOUTS = {"folder": folder.listing, "synthetic": folder.listing, "ucf101": layouts.ucf101, "hmdb51": layouts.hmdb51,
            "kinetics400": layouts.kinetics400, "ssv2": ssv2.listing, "vidsitu": vidsitu.listing, "ava": ava.listing}
 ONE_SIDED = ("ssv2",)     # datasets whose classes tell left from right (docs/method.md 2.4)
+BINS = frozenset(("#recycle", "@recycle", "$recycle.bin", "@eadir", "#snapshot", "__macosx",
+                  "system volume information"))     # of NAS boxes, Windows and macOS
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,23 @@ class Video:
 
 
 @dataclass(frozen=True)
+class Scan:
+    """What lies under a folder. videos: by ending, posix paths relative to it, sorted; ignored: how many other files;
+    unreadable: path -> reason, of folders and files that could not be looked at; bins: folders in which a system keeps
+    what was thrown away or made by itself, left out."""
+
+    videos: list[str]
+    ignored: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    bins: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Catalog:
     """videos sorted by id; absent: ids that are listed but not on disk, sorted; ignored: files on disk that are left
-    out, because they are no videos by ending, hidden, or not listed; notes: what else the user should be told; unnamed:
-    paths, bytes escaped, of listed videos whose names are not UTF-8, which the store's tables cannot hold."""
+    out, because they are no videos by ending, hidden, not listed, or replaced by others; notes: what else the user
+    should be told; unnamed: paths, bytes escaped, of listed videos whose names are not UTF-8, which the store's tables
+    cannot hold; unlisted: paths of videos on disk that are not listed; unreadable: paths that could not be read."""
 
     dataset: str
     root: Path
@@ -43,12 +62,22 @@ class Catalog:
     ignored: int
     notes: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+    def without(self, paths: Iterable[str]) -> list[str]:
+        """Those of `paths` at which there is no video any more; what could not be looked at is not said to be gone."""
+        there = {video.path for video in self.videos}.union(self.unlisted, self.unreadable)
+        return [path for path in paths if path not in there and not any(
+            str(parent) in there for parent in PurePosixPath(path).parents)]
 
 
-def open_catalog(layout: str, root: Path, annotations: Path | None = None, dataset: str | None = None) -> Catalog:
+def open_catalog(layout: str, root: Path, annotations: Path | None = None, dataset: str | None = None,
+                 stored: folder.Stored = MappingProxyType({})) -> Catalog:
     """The videos under `root` as `layout`, one of LAYOUTS, lists them.
 
     annotations: the CSV of a folder, or the folder of the official lists; without it the usual places are looked at.
+    stored: class and splits by video id of the store that is to grow, so that a folder is read as it was then.
     A video on disk that the annotations do not name is counted as ignored and said in the notes.
     Raises RequestError for a missing root, wrong annotations, two files of one id.
     """
@@ -58,63 +87,126 @@ def open_catalog(layout: str, root: Path, annotations: Path | None = None, datas
     if not root.is_dir():
         raise RequestError(f"the videos folder {root} {'is a file' if root.exists() else 'does not exist'}; "
                            "put the videos there or give their folder as --videos DIR")
-    paths, ignored = scan(root)
-    listing = LAYOUTS[layout](root, None if annotations is None else Path(annotations), paths)
+    found = scan(root)
+    read, given = LAYOUTS[layout], None if annotations is None else Path(annotations)
+    listing = read(root, given, found.videos, stored) if read is folder.listing else read(root, given, found.videos)
     labels = {name: label for label, name in enumerate(listing.classes)}
 
-    found, unlisted = {}, []
-    for path in paths:
+    videos, unlisted, replaced, twice = {}, [], [], []
+    for path in found.videos:
         listed = listing.videos.get(listing.key(path))
         if listed is None:
             unlisted.append(path)
-        elif listed.id in found:
-            raise RequestError(f"two files for the video {listed.id}: {_printable(found[listed.id].path)} and "
-                               f"{_printable(path)}; keep one of them under {root}")
-        else:
-            label = labels.get(listed.class_name, -1)
-            found[listed.id] = Video(listed.id, path, label, listed.class_name, listed.group, listed.splits)
-    wrong = [id for id, video in found.items() if not _is_utf8(video.path)]
-    refused = {id: _printable(found.pop(id).path) for id in wrong}
-    if not found:
-        raise RequestError(f"no video of {len(listing.videos):,} listed is under {root} ({len(paths):,} video files, "
-                           f"{ignored:,} others); put the videos there or give their folder as --videos DIR")
-    notes = listing.notes
-    if unlisted:
-        notes += (f"{len(unlisted):,} videos are on disk but not listed, and left out (first "
-                  f"{_printable(unlisted[0])})",)
+            continue
+        if listed.id in videos:
+            before = videos[listed.id].path
+            if listing.replaces(path) == listing.replaces(before):
+                twice.append((before, path))
+                continue
+            replaced.append((path, before) if listing.replaces(path) else (before, path))
+            path = replaced[-1][0]
+        label = labels.get(listed.class_name, -1)
+        videos[listed.id] = Video(listed.id, path, label, listed.class_name, listed.group, listed.splits)
+    if twice:
+        if len(twice) > 1:
+            raise RequestError(f"two files for {_pairs(twice)}; keep one of each under {root}")
+        one, both = listing.videos[listing.key(twice[0][0])].id, " and ".join(map(_printable, twice[0]))
+        raise RequestError(f"two files for the video {one}: {both}; keep one of them under {root}")
+    wrong = [id for id, video in videos.items() if not _is_utf8(video.path)]
+    refused = {id: _printable(videos.pop(id).path) for id in wrong}
+    notes = (*listing.notes, *_left_out(found, unlisted, replaced))
+    if not videos:
+        raise RequestError("; ".join([f"no video of {len(listing.videos):,} listed is under {root} "
+                                      f"({plural(len(found.videos), 'video file')}, {plural(found.ignored, 'other')}"
+                                      f"{_example(found.videos, listing)})", *_left_out(found, (), ()),
+                                      "put the videos there or give their folder as --videos DIR"]))
     absent = tuple(sorted(video.id for video in listing.videos.values()
-                          if video.id not in found and video.id not in refused))
-    videos = tuple(found[id] for id in sorted(found))
-    return Catalog(dataset or layout, root, listing.classes, videos, absent, ignored + len(unlisted), notes,
-                   tuple(sorted(refused.values())))
+                          if video.id not in videos and video.id not in refused))
+    return Catalog(dataset or layout, root, listing.classes, tuple(videos[id] for id in sorted(videos)), absent,
+                   found.ignored + len(unlisted) + len(replaced), notes, tuple(sorted(refused.values())),
+                   tuple(unlisted), tuple(found.unreadable))
 
 
-def scan(root: Path) -> tuple[list[str], int]:
-    """Video files under `root` by ending, as posix paths relative to it, sorted; and how many others there are.
+def _left_out(found: Scan, unlisted: Sequence[str], replaced: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each kind of thing on disk that the catalog does without."""
+    out = []
+    if replaced:
+        out.append(f"a replacement is taken for {_pairs(replaced)}")
+    if unlisted:
+        out.append(f"{plural(len(unlisted), 'video is', 'videos are')} on disk but not listed, and left out (first "
+                   f"{_printable(unlisted[0])})")
+    if found.unreadable:
+        first, reason = next(iter(found.unreadable.items()))
+        out.append(f"{plural(len(found.unreadable), 'folder or file', 'folders or files')} left out, since reading "
+                   f"failed (first {_printable(first)}: {reason})")
+    if found.bins:
+        out.append(f"{plural(len(found.bins), 'folder is', 'folders are')} left out, since the system keeps its own "
+                   f"things there (first {_printable(found.bins[0])})")
+    return out
 
-    One directory listing a folder and no stat a file. Hidden names are left out, a hidden folder counts once. Links to
-    folders are followed. Raises RequestError for a link that leads back into itself and for unreadable folders.
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    """How many videos have two files, in which folders most of them lie, and the first."""
+    (one, other), count = Counter(_apart(*pair) for pair in pairs).most_common(1)[0]
+    where = f"in {one}/" if one == other else f"in {one}/ and {other}/"
+    share = "" if count == len(pairs) else f"{count:,} of them "
+    first = " and ".join(map(_printable, pairs[0]))
+    return f"{plural(len(pairs), 'video')}, {share}{where} (first {first})"
+
+
+def _apart(one: str, other: str) -> tuple[str, str]:
+    """The folders in which two paths part; the same one twice where they lie in one."""
+    folders = [path.split("/")[:-1] for path in (one, other)]
+    same = len(os.path.commonprefix(folders))
+    return tuple(_printable("/".join(names[:same + 1])) or "." for names in folders)
+
+
+def _example(paths: Sequence[str], listing: Listing) -> str:
+    """A video that is listed beside one that is there, of one name where there is such a pair."""
+    if not paths or not listing.videos:
+        return ""
+    names = {PurePosixPath(video.id).stem: video.id for video in listing.videos.values()}
+    path = next((path for path in paths if PurePosixPath(path).stem in names), paths[0])
+    listed = names.get(PurePosixPath(path).stem, next(iter(names.values())))
+    return f"; listed is {listed!r}, on disk is {_printable(path)!r}"
+
+
+def scan(root: Path) -> Scan:
+    """One directory listing a folder and no stat a file. Hidden names are left out, a hidden folder counts once. Links
+    to folders are followed; what cannot be read is left out and named.
+
+    Raises RequestError for a link that leads back into itself and for a root that cannot be read.
     """
-    paths, ignored = [], 0
-    pending = [("", (os.path.realpath(root),))]
-    try:
-        while pending:
-            prefix, parents = pending.pop()
-            with os.scandir(os.path.join(root, prefix)) as entries:
-                for entry in entries:
-                    path = prefix + entry.name
-                    if entry.name.startswith("."):
-                        ignored += 1
-                    elif entry.is_dir():
-                        pending.append((path + "/", (*parents, _real(entry, parents))))
-                    elif os.path.splitext(entry.name)[1].lower() in ENDINGS and (entry.is_file() or entry.is_symlink()):
-                        paths.append(path)
+    found, ignored, pending = Scan([]), 0, [("", (os.path.realpath(root),))]
+
+    def entries(place: str):
+        try:
+            with os.scandir(os.path.join(root, place) if place else root) as listed:
+                yield from listed
+        except OSError as error:
+            if not place:
+                raise RequestError(f"cannot read {root}: {error.strerror}; make it readable or move it away") from None
+            found.unreadable[place] = error.strerror or str(error)
+
+    while pending:
+        place, parents = pending.pop()
+        for entry in entries(place):
+            path = f"{place}/{entry.name}" if place else entry.name
+            try:
+                if entry.name.startswith("."):
+                    ignored += 1
+                elif entry.is_dir():
+                    if entry.name.casefold() in BINS:
+                        found.bins.append(path)
                     else:
-                        ignored += 1
-    except OSError as error:
-        raise RequestError(f"cannot read {_printable(error.filename)}: {error.strerror}; "
-                           "make it readable or move it away") from None
-    return sorted(paths), ignored
+                        pending.append((path, (*parents, _real(entry, parents))))
+                elif os.path.splitext(entry.name)[1].lower() in ENDINGS and (entry.is_file() or entry.is_symlink()):
+                    found.videos.append(path)
+                else:
+                    ignored += 1
+            except OSError as error:
+                found.unreadable[path] = error.strerror or str(error)
+    return Scan(sorted(found.videos), ignored, dict(sorted(found.unreadable.items())), sorted(found.bins))
 
 
 def _real(entry: os.DirEntry, parents: tuple[str, ...]) -> str:

@@ -3,54 +3,30 @@
 A reader takes the videos root, the annotations the user gave (or None) and the videos found on disk (paths relative
 to the root), and returns a Listing; `shared.datasets.catalog`, which knows all layouts by name, joins the two. A new
 layout is a new reader; those whose annotations say more than a class a video have modules of their own (ssv2,
-vidsitu, ava).
+vidsitu, ava), and so has the user's own folder.
 """
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from shared.cli import RequestError, nearest
-from shared.datasets.listing import Listed, Listing, find_lists, lines_of, missing_lists, rows_of, stem_of
+from shared.datasets.listing import (
+    Listed,
+    Listing,
+    class_order,
+    find_lists,
+    lines_of,
+    missing_lists,
+    rows_of,
+    stem_of,
+    unlabelled,
+)
 
-SPLIT = re.compile(r"(train|val|test)[0-9]*")
-FOLDER_COLUMNS = ("path", "label", "split", "group")
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 HMDB51_SPLITS = {"1": "train", "2": "test"}
-
-
-def folder(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
-    """Any `<class>/<video>` tree, files at the root unlabelled; or what a CSV (path, label, split, group) says.
-
-    Without `annotations`, an annotations.csv in the root is taken; without that, every video is in `train`.
-    Where the CSV has no label column the first folder is the class, where it has no split column all are in `train`.
-    """
-    if annotations is None and not (root / "annotations.csv").is_file():
-        videos = {path: Listed(path, _first_folder(path), "", ("train",)) for path in paths}
-        return Listing(_classes(videos), videos, str)
-    file = annotations or root / "annotations.csv"
-    videos, lines = {}, {}
-    for line, row in rows_of(file, FOLDER_COLUMNS, required=("path",)):
-        posix = PurePosixPath(row["path"])
-        if not posix.name or posix.is_absolute() or ".." in posix.parts:
-            raise RequestError(f"{file.name} line {line}: path {row['path']!r}; expected one relative to {root}")
-        path = str(posix)
-        if path in videos:
-            raise RequestError(f"{file.name} line {line}: {path!r} stands in line {lines[path]} already; "
-                               "expected one row a path")
-        cell = row.get("split", "train")
-        splits = [split.strip() for split in cell.split(";")] if cell else []
-        for split in splits:
-            if not SPLIT.fullmatch(split):
-                raise RequestError(f"{file.name} line {line}: split {split!r}; expected train, val or test, several "
-                                   f"joined by semicolons as in train;val{_nearest_split(split)}")
-        videos[path] = Listed(path, row.get("label", _first_folder(path)), row.get("group", ""),
-                              tuple(dict.fromkeys(splits)))
-        lines[path] = line
-    return Listing(_classes(videos), videos, str, (f"annotations: {file}",))
 
 
 def ucf101(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
@@ -139,7 +115,8 @@ def hmdb51(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listin
 def kinetics400(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listing:
     """train.csv, val.csv or validate.csv, test.csv (test may have no labels); files `<id>_<start>_<end>`, %06d seconds.
 
-    A row that several files repeat joins their splits; `annotations` may also be one CSV.
+    A row that several files repeat joins their splits; `annotations` may also be one CSV. The public mirror brings good
+    copies of broken files in a folder `replacement...`: they are taken.
     """
     if annotations is not None and annotations.is_file():
         files = [annotations]
@@ -163,6 +140,7 @@ def kinetics400(root: Path, annotations: Path | None, paths: Sequence[str]) -> L
             if said not in KINETICS_SPLITS:
                 raise RequestError(f"{file.name} line {line}: split {said!r}{nearest(said, KINETICS_SPLITS)}")
             split, label = KINETICS_SPLITS[said], row.get("label", "")
+            label = "" if unlabelled(label) else label
             before = videos.get(stem)
             if before and before.class_name != label:
                 raise RequestError(f"{file.name} line {line}: {stem} is {label!r}, but {before.class_name!r} in "
@@ -170,21 +148,8 @@ def kinetics400(root: Path, annotations: Path | None, paths: Sequence[str]) -> L
             splits = (*before.splits, split) if before else (split,)
             videos[stem] = Listed(stem, label, row["youtube_id"], tuple(dict.fromkeys(splits)))
             origin[stem] = f"{file.name} line {line}"
-    return Listing(_classes(videos), videos, stem_of)
-
-
-def _first_folder(path: str) -> str:
-    first, slash, _ = path.partition("/")
-    return first if slash else ""
-
-
-def _classes(videos: dict[str, Listed]) -> tuple[str, ...]:
-    return tuple(sorted({video.class_name for video in videos.values()} - {""}))
-
-
-def _nearest_split(split: str) -> str:
-    close = difflib.get_close_matches(split.casefold(), ("train", "val", "test"), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return Listing(class_order(video.class_name for video in videos.values()), videos, stem_of,
+                   replaces=lambda path: any(name.startswith("replacement") for name in path.split("/")[:-1]))
 
 
 def _kinetics_split(file: Path) -> str:

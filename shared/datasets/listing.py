@@ -4,11 +4,17 @@ import csv
 import difflib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
+
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?")
+UNLABELLED = re.compile(r"(-1(\.0*)?|nan)?", re.IGNORECASE)
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "spaces"}
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,14 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """classes in label order; videos by the key that `key(path relative to the root)` gives for a file on disk."""
+    """classes in label order; videos by the key that `key(path relative to the root)` gives for a file on disk;
+    replaces: whether the file at such a path is taken in place of others of its key."""
 
     classes: tuple[str, ...]
     videos: dict[str, Listed]
     key: Callable[[str], str]
     notes: tuple[str, ...] = ()
+    replaces: Callable[[str], bool] = lambda path: False
 
 
 def stem_of(path: str) -> str:
@@ -36,10 +44,23 @@ def stem_of(path: str) -> str:
     return path.rpartition("/")[2].rpartition(".")[0]
 
 
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The classes in label order: by value where all are numbers, else as text; the empty name is none."""
+    found = set(names) - {""}
+    numbers = all(NUMBER.fullmatch(name) for name in found)
+    return tuple(sorted(found, key=(lambda name: (Decimal(name), name)) if numbers else None))
+
+
+def unlabelled(label: str) -> bool:
+    """Whether a cell of a CSV says that there is no label: empty, -1, or the nan that data frames write."""
+    return bool(UNLABELLED.fullmatch(label))
+
+
 def missing_lists(missing: list[str], lists: Path) -> tuple[str, ...]:
     if not missing:
         return ()
-    return (f"{len(missing)} split lists are not in {lists} (first {missing[0]}): their splits are empty",)
+    return (f"{plural(len(missing), 'split list is', 'split lists are')} not in {lists} (first {missing[0]}): "
+            f"{'its split is' if len(missing) == 1 else 'their splits are'} empty",)
 
 
 def find_lists(given: Path | None, candidates: Sequence[Path], pattern: str) -> Path:
@@ -90,6 +111,9 @@ def rows_of(file: Path, known: Sequence[str], required: Sequence[str]) -> Iterat
     reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
+        if len(header) == 1 and header[0] not in known and (separator := _separator(header[0])):
+            raise RequestError(f"{file.name} line 1: {header[0]!r} is separated by {separator}; expected commas "
+                               "between the cells, save it as a comma-separated CSV")
         for name in header:
             close = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
             if name not in known and close and close[0] not in header:
@@ -106,8 +130,15 @@ def rows_of(file: Path, known: Sequence[str], required: Sequence[str]) -> Iterat
             if not row:
                 continue
             if len(row) != len(header):
-                raise RequestError(f"{file.name} line {reader.line_num}: {len(row)} cells; expected {len(header)}, "
-                                   "quote cells that hold commas")
+                separator = _separator(row[0]) if len(row) == 1 else ""
+                raise RequestError(f"{file.name} line {reader.line_num}: {plural(len(row), 'cell')}"
+                                   + (f", separated by {separator}; expected {len(header)} with commas between them"
+                                      if separator else f"; expected {len(header)}, quote cells that hold commas"))
             yield reader.line_num, {name: row[at].strip() for name, at in columns}
     except csv.Error as error:
         raise RequestError(f"{file.name} line {reader.line_num}: {error}; expected a comma-separated file") from None
+
+
+def _separator(line: str) -> str:
+    """What stands between the cells of a line that has no comma; empty where nothing does."""
+    return next((name for mark, name in SEPARATORS.items() if mark in line), "")

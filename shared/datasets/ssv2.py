@@ -1,8 +1,9 @@
 """Something-Something v2: its official JSON lists, and what they say of a video.
 
 labels.json {class: number as text}; train.json and validation.json [{id, label, template, placeholders}], the class
-being the template without its brackets; test.json [{id}] and, in newer downloads, test-answers.csv (`id;class`). Older
-downloads call them something-something-v2-labels.json and so on. Files are `<id>.webm`.
+being the template without its brackets (which some copies of labels.json keep); test.json [{id}] and, in newer
+downloads, test-answers.csv (`id;class`). Older downloads call them something-something-v2-labels.json and so on. Files
+are `<id>.webm`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ def listing(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listi
     if not labels.is_file():
         raise RequestError(f"no labels.json nor {labels.name} in {lists}; expected the official lists")
     classes = _classes(labels)
-    known = frozenset(classes)
+    known = {_bare(name): name for name in classes}
+    if len(known) < len(classes):
+        raise RequestError(f"{labels} names a class twice, with brackets and without; download the official file anew")
     answers = _answers(lists / f"{prefix}test-answers.csv", known)
     videos, files, missing = {}, {}, []
     for name, split in LISTS.items():
@@ -60,23 +63,28 @@ def _classes(file: Path) -> list[str]:
     return [numbers[i] for i in range(len(numbers))]
 
 
-def _class_of(entry: dict, file: Path, number: int, classes: frozenset[str], answers: dict[str, str]) -> str:
+def _bare(name: str) -> str:
+    """A template or class without what lists write in two ways: the brackets around `something`, case, blanks."""
+    return " ".join(name.replace("[", "").replace("]", "").casefold().split())
+
+
+def _class_of(entry: dict, file: Path, number: int, classes: dict[str, str], answers: dict[str, str]) -> str:
     if "template" not in entry:
-        return answers.get(entry["id"], "")
-    name = str(entry["template"]).replace("[", "").replace("]", "")
+        return answers.get(entry["id"], classes.get(_bare(str(entry.get("label", ""))), ""))
+    name = _bare(str(entry["template"]))
     if name not in classes:
         raise RequestError(f"{file.name} entry {number}: template {entry['template']!r} is no class of labels.json"
-                           f"{nearest(name, classes)}")
-    return name
+                           f"{nearest(str(entry['template']), classes.values())}")
+    return classes[name]
 
 
-def _answers(file: Path, classes: frozenset[str]) -> dict[str, str]:
+def _answers(file: Path, classes: dict[str, str]) -> dict[str, str]:
     """Classes of the test videos; none where the file is not there. The class is what follows the first semicolon."""
     found = {}
     for line, text in enumerate(read_text(file).splitlines() if file.is_file() else (), 1):
         video, semicolon, name = text.partition(";")
-        if text.strip() and (not semicolon or name.strip() not in classes):
+        if text.strip() and (not semicolon or _bare(name) not in classes):
             raise RequestError(f"{file.name} line {line}: {text[:80]!r}; expected '<id>;<class of labels.json>'")
         if text.strip():
-            found[video.strip()] = name.strip()
+            found[video.strip()] = classes[_bare(name)]
     return found

@@ -247,6 +247,41 @@ class TestKinetics400:
         assert "train.csv" in refusal("kinetics400", root)
 
 
+    def test_the_mirror_as_it_is_unpacked(self, tmp_path):
+        """Its train, val and test archives beside good copies of some broken training videos, all flat."""
+        root, lists = kinetics400(tmp_path, "{split}/{name}")
+        rows = [f"abseiling,aaaaaaa{i:04d},0,10,train" for i in range(1300)]
+        with open(lists / "train.csv", "a") as file:
+            file.write("".join(f"{row},0\n" for row in rows))
+        names = [f"{row.split(',')[1]}_000000_000010.mp4" for row in rows]
+        touch(root, *(f"train/{name}" for name in names),
+              *(f"replacement/replacement_for_corrupted_k400/{name}" for name in names))
+        catalog = open_catalog("kinetics400", root)
+        assert len(catalog.videos) == 1304 and catalog.ignored == 1300 and catalog.absent == ()
+        assert sum(video.path.startswith("replacement/") for video in catalog.videos) == 1300
+        assert {video.splits for video in catalog.videos if video.path.startswith("replacement/")} == {("train",)}
+        assert catalog.notes == (
+            "a replacement is taken for 1,300 videos, in replacement/ and train/ (first replacement/replacement_for_"
+            "corrupted_k400/aaaaaaa0000_000000_000010.mp4 and train/aaaaaaa0000_000000_000010.mp4)",)
+        (root / "replacement/replacement_for_corrupted_k400").rename(root / "zz")
+        assert "two files for 1,300 videos, in train/ and zz/ (first train/aaaaaaa0000_" in refusal("kinetics400", root)
+        (root / "zz").rename(root / "train/replacement_for_corrupted_k400")     # found after those that it replaces
+        assert sum("/replacement" in video.path for video in open_catalog("kinetics400", root).videos) == 1300
+
+    def test_pairs_in_several_places_are_all_counted(self, tmp_path):
+        root, _ = kinetics400(tmp_path, "train/{label}/{name}")
+        touch(root, "copy/-3B32lodo2M_000059_000069.mp4", "copy/0wR5jVB-WPk_000417_000427.mkv",
+              "train/air drumming/_1e1e1uuuuu_000000_000010.mkv")
+        message = refusal("kinetics400", root)
+        assert "two files for 3 videos, 2 of them in copy/ and train/ (first copy/-3B32lodo2M_" in message
+
+    def test_minus_one_is_no_label(self, tmp_path):
+        root, lists = kinetics400(tmp_path)
+        write(lists / "test.csv", "label,youtube_id,time_start,time_end,split\n-1,zzzzzzzzzzz,100000,100010,test\n")
+        catalog = open_catalog("kinetics400", root)
+        assert catalog.classes == ("abseiling", "air drumming") and catalog.videos[-1].label == -1
+
+
 class TestEveryLayout:
     @pytest.mark.parametrize("build, layout, copy", [
         (ucf101, "ucf101", "YoYo/v_YoYo_g01_c01.mp4"),
@@ -259,7 +294,8 @@ class TestEveryLayout:
 
     def test_none_of_the_listed_is_there(self, tmp_path):
         root, lists = ucf101(tmp_path)
-        assert "no video of 12 listed" in refusal("ucf101", touch(tmp_path / "other", "x.avi"), lists)
+        message = refusal("ucf101", touch(tmp_path / "other", "x.avi"), lists)
+        assert "no video of 12 listed" in message and "listed is 'v_" in message and "on disk is 'x.avi'" in message
 
 
 @pytest.mark.parametrize("build", [ucf101, hmdb51, kinetics400])

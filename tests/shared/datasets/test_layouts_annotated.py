@@ -66,6 +66,18 @@ class TestSSv2:
             ("42326", 2, ("train",), "42326.webm"), ("74225", 1, ("val",), "74225.webm"),
             ("78687", 0, ("train",), "78687.webm")]
 
+    def test_classes_with_brackets(self, tmp_path):
+        """Some copies of labels.json keep the templates' brackets, some lists another case."""
+        root, lists = ssv2(tmp_path, "", answers=True)
+        dump(lists / "labels.json", {template: str(number) for number, template in enumerate(TEMPLATES)})
+        dump(lists / "validation.json", [{"id": "74225", "template": "Moving something  Up"}])
+        catalog = open_catalog("ssv2", root)
+        assert catalog.classes == tuple(TEMPLATES)
+        assert [(v.id, v.label) for v in catalog.videos] == [("1420", 2), ("3", 0), ("42326", 2), ("74225", 1),
+                                                             ("78687", 0)]
+        dump(lists / "labels.json", {"Moving [something] up": "0", "Moving something up": "1"})
+        assert "names a class twice" in refusal("ssv2", root)
+
     def test_missing_lists_absent_and_unlisted_videos(self, tmp_path):
         root, lists = ssv2(tmp_path)
         (lists / "something-something-v2-test.json").unlink()
