@@ -8,17 +8,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from evaluate.features.cache import FeatureCache
+from evaluate.features.encoders import Encoder
 from evaluate.settings import Settings, check
 from shared.cli import RequestError, nearest
+from shared.nn.distributed import World
 from shared.recipes.settings import apply_settings, build, load_document
-
-if TYPE_CHECKING:
-    from evaluate.features.cache import FeatureCache
-    from evaluate.features.encoders import Encoder
-    from shared.nn.distributed import World
-    from shared.store.place import Place
+from shared.store.place import Place
 
 
 @dataclass(frozen=True)
@@ -57,16 +54,16 @@ class Request:
     """
 
     protocol: str
-    encoder: "Encoder"
-    store: "Place"
+    encoder: Encoder
+    store: Place
     train_split: str | None
     test_split: str | None
     leave_out: bool
     seed: int
     settings: Settings
-    cache: "FeatureCache"
+    cache: FeatureCache
     out: Path
-    world: "World"
+    world: World
     against: str | None = None
     annotations: Path | None = None
 
