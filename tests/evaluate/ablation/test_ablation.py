@@ -220,7 +220,7 @@ def test_what_stops_a_row_ends_nothing_else(plan):
     untrained, mcl = made.plan.runs
     trained, = drive(made.work(mcl)(0), Ended(1, "stopped: step 7 is not finite, before the update"))
     assert trained.argv[1:3] == ["-m", "torch.distributed.run"] and "--resume" in trained.argv
-    assert trained.argv[trained.argv.index("--") + 1].endswith("train/main.py")
+    assert any(word.endswith("train/main.py") for word in trained.argv)
     evaluated, = drive(made.work(untrained)(0), Ended(-9, "Killed"))
     assert evaluated.argv[evaluated.argv.index("--checkpoint") + 1] == "random:r2plus1d_tiny:0"
     assert made.troubles == {mcl: "step 7 is not finite, before the update", untrained: "Killed"}
