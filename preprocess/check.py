@@ -27,7 +27,7 @@ from shared.store.objects import fetched, pack_of
 from shared.store.place import ObjectPath, Place, as_place, store_argument
 from shared.store.record import partials, read_json
 from shared.store.tables import PackRow, VideoRow
-from shared.store.verify import ROOT, hash_file, read_root, verify_pack
+from shared.store.verify import ROOT, hash_file, read_root, root_rows, verify_pack
 
 ROOT_ENTRIES = {"store.json", "current", "index", "packs", FAILURE_TABLE, FAILURE_SUMS, "records", ".lock"}
 
@@ -167,7 +167,7 @@ def _check_pack(summary: Summary, findings: Findings, path: str, videos: dict[st
         else:
             problems.append(f"{path}: the index does not list it")
     elif not unlisted:
-        lost = [video["id"] for video in root["videos"] if video["id"] not in index]
+        lost = [row.id for row in root_rows(root)[0] if row.id not in index]
         problems += [f"index: does not list video {id!r} of {path}" for id in lost]
         for failure in root["failures"] if summary.failed is not None else ():
             video = failure["video"]

@@ -108,11 +108,11 @@ class Tally:
         self.progress.update(frames, f"{self.packs:,} of {plural(self.packs_planned, 'pack')}, "
                                      f"{plural(videos, 'video')} ({videos / elapsed:.2f}/s), "
                                      f"{plural(frames, 'frame')} ({frames / elapsed:.1f}/s), "
-                                     f"{plural(len(self.session.failures), 'failure')}{alone}", force=force)
+                                     f"{plural(len(self.session.failed), 'failure')}{alone}", force=force)
 
     def close(self) -> None:
         self.progress.close(text=f"{plural(self.packs, 'pack')}, {plural(self.videos, 'video')}, "
-                                 f"{plural(self.frames, 'frame')}, {plural(len(self.session.failures), 'failure')}")
+                                 f"{plural(self.frames, 'frame')}, {plural(len(self.session.failed), 'failure')}")
 
 
 def make_packs(session: Session, plan: Plan, cost: Cost, crew: Crew) -> None:

@@ -1,7 +1,9 @@
-"""Another clip geometry from the stored maps, without decoding: `python -m preprocess.reindex STORE --clips 8x8`.
+"""What changes in a store without decoding: `python -m preprocess.reindex STORE`.
 
-Without --clips the index, and what else is lost or damaged beside the packs, is rebuilt from packs and records.
-Scores come from the stored float32 T-motion and equal those of a
+--clips 8x8 adds a clip geometry from the stored maps; --annotations CSV (path, label, split, group) gives the packed
+videos other labels, groups and splits; --drop ID... and --drop-missing VIDEOS take videos out of what counts. Without
+any of them the index, and what else is lost or damaged beside the packs, is rebuilt from packs and records.
+Scores of clips come from the stored float32 T-motion and equal those of a
 run with that geometry; thresholds and hot masks come from the float16 maps, so cells at the threshold may differ.
 """
 
@@ -14,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess import relabel
 from shared import cli, motion
 from shared.cli import Progress, RequestError, plural
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.recipes.preprocessing import recipe_hash
 from shared.store.clip_tables import ClipTables
 from shared.store.committed import sweep_partials
-from shared.store.index import Index, publish, read_failures, write_failures
+from shared.store.index import Index, publish, write_failures
 from shared.store.layout import (
     FORMAT,
     StoreError,
@@ -34,10 +37,10 @@ from shared.store.lock import store_lock
 from shared.store.objects import fetched, upload_pack
 from shared.store.packs import write_array
 from shared.store.place import ObjectPath, Place, store_argument
-from shared.store.rebuild import build_index
+from shared.store.rebuild import build_index, with_unpacked
 from shared.store.record import fsync_directory, read_json, write_atomic, write_json_atomic, write_synced
 from shared.store.shards import ReadCounts, ShardReader
-from shared.store.tables import FailureRow, PackRow, VideoRow
+from shared.store.tables import PackRow
 from shared.store.verify import ROOT, hash_file, read_root, read_whole, seal_attributes
 
 READ_FRAMES = 1024  # frames of maps held at a time
@@ -48,7 +51,12 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     parser = cli.Arguments(prog="python -m preprocess.reindex", description=__doc__)
     parser.add_argument("store", type=store_argument, help="a folder, or a URL such as s3://bucket/prefix")
-    parser.add_argument("--clips", metavar="LxS", help="frames by stride, such as 8x8")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("--clips", metavar="LxS", help="frames by stride, such as 8x8")
+    asked.add_argument("--annotations", type=Path, metavar="CSV", help="path,label,split,group of packed videos")
+    asked.add_argument("--drop", nargs="+", metavar="ID", help="videos that shall count no more")
+    asked.add_argument("--drop-missing", type=Path, metavar="VIDEOS",
+                       help="drop the videos whose files are no longer under this folder")
     args = parser.parse_args(argv)
     store = args.store.absolute()
     if not (store / "packs").is_dir():
@@ -61,6 +69,14 @@ def main(argv: Sequence[str]) -> int:
         sweep_partials(store)
         if geometry:
             add_everywhere(store, geometry)
+        elif args.annotations:
+            print(relabel.annotate(store, args.annotations))
+        elif args.drop:
+            print(relabel.drop(store, args.drop))
+        elif args.drop_missing:
+            gone = relabel.missing(store, args.drop_missing)
+            print(relabel.drop(store, gone, f"not under {args.drop_missing} any more") if gone else
+                  f"nothing to drop: every video of {store} is under {args.drop_missing}")
         else:
             rebuild(store)
     return cli.DONE
@@ -99,12 +115,6 @@ def restore_description(store: Place) -> str:
                 "recipe_hash": recipe_hash(recipe)})
             return f"; store.json restored from {path.name}"
     raise StoreError(f"{store / 'store.json'} is lost and no record is whole: the recipe is unknown")
-
-
-def with_unpacked(store: Place, videos: list[VideoRow], failures: list[FailureRow]) -> list[FailureRow]:
-    """The failures of the packs, and those of failures.csv whose videos are in no pack."""
-    known = {row.video for row in failures} | {row.id for row in videos}
-    return failures + [row for row in read_failures(store) if row.video not in known]
 
 
 def add_everywhere(store: Place, geometry: ClipGeometry) -> None:

@@ -154,14 +154,14 @@ def execute(session: Session, args: argparse.Namespace, reader: InProcess | Chil
         begun = True
         if crew:
             drive.make_packs(session, plan, cost, crew)
-        status = "failures" if session.failures else "done"
+        status = "failures" if session.failed else "done"
     finally:
         if crew:
             crew.engine.close()
         if begun:
             session.finish(status)
     print(summary(session))
-    return cli.FAILURES if session.failures else cli.DONE
+    return cli.FAILURES if session.failed else cli.DONE
 
 
 def notes(session: Session) -> list[str]:
@@ -195,8 +195,8 @@ def notes(session: Session) -> list[str]:
                    f"use (first {', '.join(struck[:3])}); `{reindex} --drop {shlex.quote(struck[0])}` drops one")
     if stale := session.stale():
         packed = plural(stale, "packed video has", "packed videos have")
-        out.append(f"{packed} another class, group or other splits in the annotations now; the "
-                   f"store keeps those it was made with (a new --store takes the new ones)")
+        out.append(f"{packed} another class, group or other splits in the annotations now; the store keeps "
+                   f"those it has; `python -m preprocess.reindex {session.store} --annotations CSV` changes them")
     return out
 
 
@@ -211,10 +211,10 @@ def summary(session: Session) -> str:
     if short:
         lines.append(f"{plural(short, 'video is', 'videos are')} shorter than a clip: training leaves such out, "
                      "evaluation loops them")
-    if session.failures:
-        reasons = Counter(row.reason for row in session.failures.values()).most_common(3)
+    if session.failed:
+        reasons = Counter(row.reason for row in session.failed).most_common(3)
         shown = "; ".join(f"{number} x {reason}" for reason, number in reasons)
-        lines.append(f"{plural(len(session.failures), 'failure')} in {session.store / 'failures.csv'} ({shown}); "
+        lines.append(f"{plural(len(session.failed), 'failure')} in {session.store / 'failures.csv'} ({shown}); "
                      f"--retry-failed tries them again")
     return "\n".join(lines)
 

@@ -28,7 +28,7 @@ from shared.store.objects import sweep_prefixes
 from shared.store.place import ObjectPath, Place
 from shared.store.rebuild import build_index, lost_packs
 from shared.store.record import read_json, write_json_atomic, write_record
-from shared.store.tables import FailureRow, PackRow, VideoRow
+from shared.store.tables import DROPPED, FailureRow, PackRow, VideoRow
 
 PUBLISH_SHARE = 50   # a publication takes at most so small a share of the time between two
 TRACEBACKS = 20      # kept in a record
@@ -176,6 +176,11 @@ class Session:
         """Ids of the catalog's videos that some pack holds."""
         return {video.id for video in self.catalog.videos if video.id in self.videos}
 
+    @property
+    def failed(self) -> list[FailureRow]:
+        """Failures but those that the user asked for by dropping a video."""
+        return [row for row in self.failures.values() if row.stage != DROPPED]
+
     def stale(self) -> int:
         """How many packed videos the annotations now give another class, group or other splits."""
         return sum(1 for v in self.catalog.videos if v.id in self.videos and
@@ -202,7 +207,7 @@ class Session:
         listed = {video.id for video in self.catalog.videos}
         todo = {v for v in listed if v not in self.videos and v not in self.failures}
         if retry_failed:
-            todo |= listed & self.failures.keys()
+            todo |= {video for video, row in self.failures.items() if row.stage != DROPPED} & listed
         unfinished = []
         for record in self.records:
             unfinished += [PlannedPack.from_list(row) for row in record.get("plan", ()) if row[0] not in self.packs]
@@ -294,4 +299,4 @@ class Session:
         made = [report for report in self.reports if report.pack]
         return {"packs": len(made), "videos": sum(len(r.videos) for r in made), "frames": sum(r.frames for r in made),
                 "bytes": sum(count for r in made for count, _ in r.pack.files.values()),
-                "store_videos": len(self.videos), "failures": len(self.failures)}
+                "store_videos": len(self.videos), "failures": len(self.failed)}

@@ -46,7 +46,7 @@ def load_pack(store: Place, path: str) -> tuple[PackRow, list[VideoRow], list[Fa
     if files != listed or attributes["chunks"] != payload_crcs(folder, files):
         raise StoreError(f"{folder}: its files are not those that it lists")
     videos, failures = root_rows(attributes)
-    row = PackRow(attributes["pack"], path, attributes["frames"], len(videos), attributes["backend"],
+    row = PackRow(attributes["pack"], path, attributes["frames"], len(attributes["videos"]), attributes["backend"],
                   {**files, ROOT: root})
     return row, videos, failures
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from shared.store.chunks import crc32c
 from shared.store.committed import committed_packs, load_pack, rootless_packs
-from shared.store.index import Index
+from shared.store.index import Index, read_failures
 from shared.store.layout import StoreError
 from shared.store.objects import committed_prefixes
 from shared.store.place import ObjectPath, Place, as_place, read_all
@@ -71,3 +71,9 @@ def build_index(store: Place, known: Index | None = None,
     videos = [video for _, video in best.values()]
     failures = [failure for id, failure in failed.items() if id not in best or not best[id][0][0]]
     return list(packs.values()), videos, failures
+
+
+def with_unpacked(store: Place, videos: list[VideoRow], failures: list[FailureRow]) -> list[FailureRow]:
+    """The failures of the packs, and those of failures.csv whose videos are in no pack."""
+    known = {row.video for row in failures} | {row.id for row in videos}
+    return failures + [row for row in read_failures(store) if row.video not in known]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from shared.store.layout import StoreError, crc_text
 
+DROPPED = "dropped"   # stage of a failure that the user asked for: the video counts no more, and no retry tries it
+
 
 @dataclass(frozen=True)
 class VideoRow:

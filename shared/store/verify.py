@@ -23,7 +23,7 @@ from shared.store.layout import (
 from shared.store.place import Place, as_place
 from shared.store.record import PARTIAL
 from shared.store.shards import ShardReader
-from shared.store.tables import FailureRow, PackRow, VideoRow
+from shared.store.tables import DROPPED, FailureRow, PackRow, VideoRow
 
 BLOCK = 512 << 10  # bytes read at once, few enough to stay in the cache for two checksums
 ROOT = "zarr.json"
@@ -70,9 +70,10 @@ def parse_root(data: bytes, file, strict: bool = False) -> dict:
 
 
 def root_rows(attributes: dict) -> tuple[list[VideoRow], list[FailureRow]]:
-    """The videos and the failures that a pack's attributes list."""
-    return ([VideoRow.from_document(row) for row in attributes["videos"]],
-            [FailureRow(**row) for row in attributes["failures"]])
+    """The videos that count and the failures, as a pack's attributes list them; a dropped video's frames stay there."""
+    failures = [FailureRow(**row) for row in attributes["failures"]]
+    dropped = {row.video for row in failures if row.stage == DROPPED}
+    return [VideoRow.from_document(row) for row in attributes["videos"] if row["id"] not in dropped], failures
 
 
 def files_on_disk(path: Path) -> set[str]:
