@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from shared.cli import Progress, RequestError, plural
+from shared.datasets import folder
 from shared.datasets.catalog import scan
-from shared.datasets.layouts import folder
 from shared.store.chunks import crc32c
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import StoreError, document_bytes, group_document
@@ -33,7 +33,8 @@ def annotate(store: Place, annotations: Path) -> str:
     """Rows as a CSV (path, label, split, group) has them; returns what to say. Videos that it does not name stay as
     they are. New classes get the numbers after the store's. Raises RequestError where no row is of a packed video."""
     index = Index.load(store)
-    listing = folder(annotations.parent, annotations, index.path)
+    held = {row.id: (row.class_name, row.splits) for row in index.rows()}
+    listing = folder.listing(annotations.parent, annotations, index.path, held)
     named = {path: listing.videos[path] for path in index.path if path in listing.videos}
     if not named:
         theirs, ours = next(iter(listing.videos), ""), next(iter(index.path), "")
