@@ -104,7 +104,7 @@ def test_several_seeds_and_another_run_reads_the_cache(evaluate, moving, monkeyp
     (["--checkpoint", "random:r2plus1d_tiny", "--set", "of=clas"], "saliency.of is 'clas'"),
     (["--checkpoint", "random:r2plus1d_tiny", "--set", "saliency.clips=0"], "saliency.clips is 0"),
     (["--checkpoint", "random:r2plus1d_tiny", "--set", "features.clips=3"], "features.clips"),
-    (["--checkpoint", "random:r2plus1d_tiny", "--leave-out", "group", "--train-split", "train"], "are of group 'g0'"),
+    (["--checkpoint", "random:r2plus1d_tiny", "--leave-out", "group", "--train-split", "train"], "is of group 'g0'"),
 ])
 def test_refusals(evaluate, argv, message):
     with pytest.raises(RequestError, match=message) as caught:
