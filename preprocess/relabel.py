@@ -85,12 +85,16 @@ def missing(store: Place, videos: Path) -> list[str]:
     """Ids of the packed videos whose files are no longer under the folder `videos`.
 
     Where the id is the path (`folder`), the path decides; elsewhere the file's name, since a file may have moved.
-    Raises RequestError for a folder that holds none of them.
+    Raises RequestError for a folder that holds none of them, and for one that cannot be read whole.
     """
     if not videos.is_dir():
         raise RequestError(f"--drop-missing {videos} is no folder; expected the one that holds the store's videos")
-    paths = scan(videos)[0]
-    there = {*paths, *(os.path.basename(path) for path in paths)}
+    found = scan(videos)
+    if found.unreadable:
+        path, reason = next(iter(found.unreadable.items()))
+        raise RequestError(f"--drop-missing {videos}: {path} cannot be read ({reason}), so what is missing is unknown; "
+                           "make it readable")
+    there = {*found.videos, *(os.path.basename(path) for path in found.videos)}
     index = Index.load(store)
     gone = [id for id, path in zip(index.id, index.path)
             if (path if id == path else os.path.basename(path)) not in there]

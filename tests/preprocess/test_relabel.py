@@ -1,6 +1,7 @@
 """Other rows for packed videos: `check`, a rebuild, the next run and a reader agree with them; nothing is decoded."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -107,6 +108,9 @@ def test_what_the_folder_no_longer_has(made, store, tmp_path, capsys):
     agrees(store)
     assert reindex.main([str(store), "--drop-missing", str(videos)]) == 0
     assert "nothing to drop" in capsys.readouterr().out
+    os.symlink("loop", videos / "loop")
+    with pytest.raises(RequestError, match="loop cannot be read"):
+        reindex.main([str(store), "--drop-missing", str(videos)])
     (tmp_path / "empty").mkdir()
     with pytest.raises(RequestError, match="holds none of the 10 videos"):
         reindex.main([str(store), "--drop-missing", str(tmp_path / "empty")])
