@@ -111,7 +111,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
         learner, init = build_learner(training, args.init, world)
         provenance = {"stores": data.provenance(), "init": init, "world_size": world.size, "threads": threads,
                       "bn": learner.shuffle.mode, "bn_group": learner.shuffle.group, "device": device.type,
-                      "versions": {name: version(name) for name in PACKAGES}, "resharded": []}
+                      "versions": {name: version(name) for name in PACKAGES}, "resharded": [], "longer": []}
         trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(trained, recipe.optimise.lr, recipe.optimise.momentum,
                                     weight_decay=recipe.optimise.weight_decay)

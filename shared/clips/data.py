@@ -3,6 +3,7 @@
 L frames at stride S, HxW pixels, hxw motion cells, V views (query first, then its keys).
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from shared.clips.sampling import (
     partnered,
 )
 from shared.motion import CELL, s_motion
+from shared.recipes.preprocessing import pack_recipe_hash
 from shared.recipes.pretraining import Augment, Maclr, Sampling
 from shared.store.index import Index
 from shared.store.layout import StoreError, clip_arrays, damage_stops
@@ -115,7 +117,8 @@ class ClipData:
                 undivided += int(count)
         self._check_arrays(index, positions, store, document["dataset"])
         return positions, {"store": str(store), "dataset": document["dataset"], "recipe_hash": document["recipe_hash"],
-                           "index": index.generation, "split": name, "videos": len(positions),
+                           "index": index.generation, "used": _digest(index, positions, document["recipe"]),
+                           "split": name, "videos": len(positions),
                            "short": int((~enough).sum()), "undivided": undivided}
 
     def _divides(self, starts: np.ndarray, frames: int, fps: float) -> bool:
@@ -153,8 +156,8 @@ class ClipData:
         return f"{self.stores[store]}: {video}" if len(self.stores) > 1 else video
 
     def provenance(self) -> list[dict]:
-        """For the checkpoint, one entry a store: store, dataset, recipe_hash, index (its generation), split, videos,
-        short, undivided."""
+        """For the checkpoint, one entry a store: store, dataset, recipe_hash, index (its generation), used (a digest of
+        the videos and how they were made), split, videos, short, undivided."""
         return [dict(entry) for entry in self._provenance]
 
     def frame_size(self, number: int) -> tuple[int, int]:
@@ -264,3 +267,10 @@ def _frame_size(path: str) -> tuple[int, int]:
     if not match:
         raise StoreError(f"{path}: does not name its frame size; expected packs/<H>x<W>/<pack>")
     return int(match[1]), int(match[2])
+
+
+def _digest(index: Index, positions: np.ndarray, recipe: dict) -> str:
+    """16 hex digits for videos as they lie in their packs; labels, splits and other videos do not count."""
+    lines = [pack_recipe_hash(recipe)]
+    lines += [f"{index.id[i]}\t{index.pack[i]}\t{index.first_frame[i]}\t{index.frames[i]}" for i in positions]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

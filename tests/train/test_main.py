@@ -19,6 +19,7 @@ import torch
 from shared.cli import RequestError, Stopped, hold
 from shared.nn.backbones import build_backbone
 from shared.nn.checkpoint import load, load_backbone
+from shared.schedule import Schedule
 from shared.store.index import Index
 from train import main
 
@@ -113,7 +114,7 @@ def test_another_recipe_data_or_folder_is_refused(unbroken, store, tmp_path, qui
     for more, message in (
             ([], "is not empty; go on with it by --resume auto"),
             (["--resume", "auto", "--set", "lr=0.1"], "another recipe: optimise.lr: stored 0.04, asked 0.1"),
-            (["--resume", "auto", "--set", "steps=9"], "optimise.steps: stored 8, asked 9")):
+            (["--resume", "auto", "--set", "steps=7"], "optimise.steps: stored 8, asked 7")):
         with pytest.raises(RequestError, match=re.escape(message)):
             train(store, run, *more)
     other = tmp_path / "store"
@@ -122,7 +123,7 @@ def test_another_recipe_data_or_folder_is_refused(unbroken, store, tmp_path, qui
     from shared.store.index import publish
     index = Index.load(other)
     publish(other, index.pack_rows(), [row for row in index.rows() if row.id != index.id[index.in_split("train")[0]]])
-    with pytest.raises(RequestError, match="made from other data: store 1.index: .*store 1.videos: stored 8, asked 7"):
+    with pytest.raises(RequestError, match="store 1 has other videos .*; store 1.videos: stored 8, asked 7"):
         train(other, run, "--resume", "auto")
     assert (run / "metrics.jsonl").read_bytes() == before
     lock = hold(run, "--out")
@@ -149,6 +150,43 @@ def test_mistakes_leave_nothing(store, tmp_path, quiet_torch, more, message):
     with pytest.raises(RequestError, match=re.escape(message)):
         train(store, tmp_path / "run", *more)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_goes_on_for_longer(unbroken, store, tmp_path, quiet_torch, capsys):
+    run = shutil.copytree(unbroken[0], tmp_path / "run", symlinks=True)
+    longer = ["--resume", "auto", "--set", "steps=12"]
+    with pytest.raises(RequestError, match="another recipe: optimise.steps: stored 8, asked 6"):
+        train(store, run, "--resume", "auto", "--set", "steps=6")
+    with pytest.raises(RequestError, match="another recipe: optimise.lr: stored [^;]*; use its"):
+        train(store, run, *longer, "--set", "lr=0.5")
+    assert train(store, run, *longer) == 0
+    assert "longer   from 8 to 12 steps at step 8: the learning rate's cosine" in capsys.readouterr().out
+    found, before = rows(run), rows(unbroken[0])
+    assert list(found) == list(range(1, 13)) and all(found[step] == before[step] for step in before)
+    state = load(run / "last.pt")
+    assert state["provenance"]["longer"] == [{"step": 8, "from": 8, "to": 12}]
+    schedule = Schedule(**state["scheduler"])
+    assert schedule.steps == 12 and found[9]["lr"] == schedule.rate(8)
+    assert train(store, run, "--resume", "auto", "--set", "epochs=7", "--set", "steps=0") == 0   # two steps an epoch
+    assert list(rows(run)) == list(range(1, 15))
+
+
+def test_a_relabelled_store_resumes(unbroken, store, tmp_path, quiet_torch):
+    """Labels and other videos of the store may change; the videos that were used may not."""
+    from preprocess import reindex
+
+    run = shutil.copytree(unbroken[0], tmp_path / "run", symlinks=True)
+    other = shutil.copytree(store, tmp_path / "other")
+    rows = Index.load(other).rows()
+    csv = tmp_path / "other.csv"
+    csv.write_text("path,label,split\n" + "".join(f"{row.path},thing,{';'.join(row.splits)}\n" for row in rows))
+    assert reindex.main([str(other), "--annotations", str(csv)]) == 0
+    assert reindex.main([str(other), "--drop", next(row.id for row in rows if row.splits == ("test",))]) == 0
+    assert reindex.main([str(other), "--clips", "4x1"]) == 0
+    assert train(other, run, "--resume", "auto", "--set", "steps=9") == 0
+    assert reindex.main([str(other), "--drop", next(row.id for row in rows if row.splits == ("train",))]) == 0
+    with pytest.raises(RequestError, match="made from other data: store 1 has other videos in that split now"):
+        train(other, run, "--resume", "auto", "--set", "steps=10")
 
 
 def test_a_store_that_is_none(tmp_path, quiet_torch):
