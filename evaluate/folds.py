@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluate.features.extract import Features, View, choose, extract
+from evaluate.holdout import held_out
 from evaluate.protocol import Request
 from shared.cli import RequestError, plural
 from shared.store.index import Index
@@ -47,8 +48,8 @@ class Samples:
         name = f"split {split!r}" if split else "the store"
         if not len(positions):
             raise RequestError(f"{index.store}: no video of {name} has a label; this protocol needs classes: choose a "
-                               "split that has them, or put the videos in a folder a class or label them in an "
-                               "annotations CSV, and make the store anew")
+                               "split that has them, or label the videos: `python -m preprocess.reindex "
+                               f"{index.store} --annotations CSV`")
         classes, labels = np.unique([index.class_name[i] for i in positions], return_inverse=True)
         return cls(name, positions, np.zeros_like(positions), index.frames[positions].astype(np.int64),
                    labels.astype(np.int64), classes.tolist(), len(every) - len(positions))
@@ -80,11 +81,14 @@ def gather_features(request: Request) -> Found | None:
     Raises RequestError for a split that is not there, two that share videos, videos without labels or without groups.
     """
     view = View.of(request.settings.features, request.encoder)
-    _check(request)
+    index = Index.load(request.store)
+    _check(index, request)
 
-    def features(split: str | None, flag: str) -> Features:
-        return extract(request.encoder, request.store, split, view, request.settings.run, request.cache, request.world,
-                       flag)
+    def features(split: str | None, flag: str) -> Features | None:
+        held = None if split is None else held_out(index, split)     # taken from the features of all videos
+        found = extract(request.encoder, request.store, split if held is None else None, view, request.settings.run,
+                        request.cache, request.world, flag)
+        return found if held is None or found is None else found.take(held)
 
     train = features(request.train_split, "--train-split")
     test = None if request.leave_out else features(request.test_split, "--test-split")
@@ -114,9 +118,8 @@ def gather_features(request: Request) -> Found | None:
     return Found(folds, train.classes, counts, notes)
 
 
-def _check(request: Request) -> None:
+def _check(index: Index, request: Request) -> None:
     """Raises RequestError for videos without labels or groups, before hours are spent on their features."""
-    index = Index.load(request.store)
     train = Samples.of_split(index, request.train_split)
     if request.leave_out:
         group_names([index.group[position] for position in train.positions], request)
@@ -135,7 +138,7 @@ def group_names(groups: Sequence[str], request: Request) -> list[str]:
     if not all(groups):
         bare = plural(sum(not group for group in groups), "video")
         raise RequestError(f"--leave-out group: {bare} of {len(groups):,} of {request.store} without a group; give "
-                           "every one a group in the annotations CSV and make the store anew")
+                           f"every one a group: `python -m preprocess.reindex {request.store} --annotations CSV`")
     names = sorted(set(groups))
     if len(names) < 2:
         raise RequestError(f"--leave-out group: every video is of group {names[0]!r}; expected two groups or more")
@@ -158,7 +161,7 @@ def default_split(index: Index, asked: str | None, names: Sequence[str], flag: s
     if found is None:
         raise RequestError(f"{index.store} has no split {' nor '.join(map(repr, names))}; it has "
                            f"{', '.join(index.splits) or 'none'}: choose with {flag}"
-                           + (", or use --leave-out group" if grouped else ""))
+                           + (", or use --leave-out group or --holdout 0.2" if grouped else ""))
     return found
 
 

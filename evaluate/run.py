@@ -28,6 +28,7 @@ from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features.extract import View, choose
 from evaluate.folds import TRAIN, check_apart, default_split
+from evaluate.holdout import holdout_names
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
 from evaluate.report import compare, page, pictures, results
 from evaluate.settings import Settings
@@ -56,6 +57,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--test-split", metavar="B", help="default test, test1 or val")
     parser.add_argument("--leave-out", choices=["group"], help="instead of a test split: every group of the training "
                         "split (default: of all videos) is asked in turn, learnt from the others")
+    parser.add_argument("--holdout", type=float, metavar="SHARE", help="instead of splits: this share of the labelled "
+                        "videos of every class is asked, learnt from the others; --seeds N draws N times")
+    parser.add_argument("--by", choices=["group"], help="--holdout takes whole groups")
     parser.add_argument("--seeds", type=int, metavar="N", help="repeat with seeds 0 to N - 1 (default 1)")
     parser.add_argument("--against", metavar="FILE", help="another checkpoint beside it, for protocols that show two")
     parser.add_argument("--annotations", type=cli.folder, metavar="DIR", help="the dataset's official files, for "
@@ -68,8 +72,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help="replace a setting of `evaluation:` in pipelines.yaml, such as clips=10")
     args = parser.parse_args(argv)
     if args.compare:
-        unused = [name for name in ("protocol", "store", "train_split", "test_split", "leave_out", "against",
-                                   "annotations", "cache", "checkpoint", "seeds")
+        unused = [name for name in ("protocol", "store", "train_split", "test_split", "leave_out", "holdout", "by",
+                                   "against", "annotations", "cache", "checkpoint", "seeds")
                   if getattr(args, name)] + ["set"] * bool(args.settings)
         if unused:
             raise RequestError(f"--compare takes --out only; --{unused[0].replace('_', '-')} does not go with it")
@@ -80,6 +84,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     args.seeds = 1 if args.seeds is None else args.seeds
     if args.seeds < 1:
         raise RequestError(f"--seeds {args.seeds}; expected 1 or more")
+    if args.holdout is not None and not 0 < args.holdout < 1:
+        raise RequestError(f"--holdout {args.holdout:g}; expected a share between 0 and 1, such as 0.2")
+    if args.holdout is not None and (args.train_split or args.test_split or args.leave_out):
+        raise RequestError("--holdout makes both splits; leave --train-split, --test-split and --leave-out out")
+    if args.by and args.holdout is None:
+        raise RequestError("--by group goes with --holdout SHARE; --leave-out group asks every group in turn")
     return args
 
 
@@ -154,7 +164,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         stack.callback(os.close, cli.hold(args.out, "--out"))
     cache = FeatureCache(args.cache or args.out / "features", args.beside)
     module, runs = importlib.import_module(find_protocol(args.protocol).module), []
-    asked = itertools.product(zip(args.checkpoint, encoders), pairs, range(args.seeds))
+    asked = itertools.product(zip(args.checkpoint, encoders), pairs, range(1 if args.holdout else args.seeds))
     for number, ((text, encoder), (train, test), seed) in enumerate(asked):      # alike on every rank
         if takes_seed(text) and seed:
             encoder = open_encoder(text, world.device, seed)
@@ -193,6 +203,11 @@ def split_pairs(index: Index, args: argparse.Namespace) -> list[tuple[str | None
         choose(index, args.train_split, "--train-split")
         return [(args.train_split, None)]
     protocol = find_protocol(args.protocol)
+    if args.holdout is not None:
+        pairs = [holdout_names(args.holdout, args.by or "video", seed) for seed in range(args.seeds)]
+        for train, _ in pairs:
+            choose(index, train)
+        return pairs
     trains = default_split(index, args.train_split, TRAIN, "--train-split", protocol.grouped).split(",")
     tests = default_split(index, args.test_split, protocol.tests, "--test-split", protocol.grouped).split(",")
     if len(trains) != len(tests):

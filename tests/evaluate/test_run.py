@@ -36,6 +36,26 @@ def evaluate(store, tmp_path):
     return call
 
 
+def test_a_split_on_the_spot(evaluate, moving, tmp_path):
+    found = evaluate("linear", "mean-image", "--holdout", "0.3", "--seeds", "2", where=moving)
+    assert found["splits"] == {"leave_out": None, "train": [f"holdout 0.3 by video, seed {seed}: train" for seed in (0, 1)],
+                               "test": [f"holdout 0.3 by video, seed {seed}: test" for seed in (0, 1)]}
+    assert [run["counts"]["test_videos"] for run in found["runs"]] == [6, 6]
+    assert [run["counts"]["train_videos"] for run in found["runs"]] == [12, 12]
+    assert "holdout 0.3 by video, seed 0" in (tmp_path / "out/report.html").read_text()
+    grouped = evaluate("retrieval", "mean-image", "--holdout", "0.3", "--by", "group", where=moving, out="grouped")
+    assert grouped["runs"][0]["counts"]["test_videos"] in (2, 8)
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--holdout", "1.5"], "expected a share between 0 and 1"), (["--holdout", "nan"], "expected a share"),
+    (["--holdout", "0.2", "--test-split", "test"], "makes both splits"), (["--by", "group"], "goes with --holdout"),
+])
+def test_splits_on_the_spot_that_cannot_be(evaluate, more, message):
+    with pytest.raises(RequestError, match=message):
+        evaluate("linear", "mean-image", *more)
+
+
 class Page(HTMLParser):
     """What a browser would fetch for a page, its pictures, and its text."""
 

@@ -1,0 +1,47 @@
+"""`--holdout 0.2`: a test split made on the spot from a store's labelled videos, by a seed, named for what it is."""
+
+import re
+
+import numpy as np
+
+from shared.cli import RequestError, plural
+from shared.store.index import Index
+
+NAME = re.compile(r"holdout (0\.\d+) by (video|group), seed (\d+): (train|test)")
+
+
+def holdout_names(share: float, by: str, seed: int) -> tuple[str, str]:
+    """Names of the two splits, which `held_out` reads."""
+    return tuple(f"holdout {share:g} by {by}, seed {seed}: {part}" for part in ("train", "test"))
+
+
+def held_out(index: Index, name: str) -> np.ndarray | None:
+    """Positions (V,) of the split that `holdout_names` named, sorted; None for any other name.
+
+    By video: of every class the share, one video at least and all but one at most; of a class of one video none. By group: whole groups, as many as come
+    nearest to the share of the videos. Raises RequestError where nothing would be left for one of the two.
+    """
+    match = NAME.fullmatch(name)
+    if not match:
+        return None
+    share, by, rng = float(match[1]), match[2], np.random.default_rng(int(match[3]))
+    positions = np.flatnonzero(index.label >= 0)
+    if by == "video":
+        test = np.concatenate([np.empty(0, np.int64), *(
+            rng.permutation(own)[:min(max(1, round(share * len(own))), len(own) - 1)]
+            for own in (positions[index.label[positions] == label] for label in np.unique(index.label[positions])))])
+    else:
+        groups = np.array([index.group[i] for i in positions])
+        if bare := int((groups == "").sum()):
+            raise RequestError(f"--by group: {plural(bare, 'video')} of {len(groups):,} of {index.store} without a "
+                               "group; give every one a group: "
+                               f"`python -m preprocess.reindex {index.store} --annotations CSV`")
+        names, counts = np.unique(groups, return_counts=True)
+        order = rng.permutation(len(names))
+        taken = int(np.abs(np.cumsum(counts[order]) - share * len(groups)).argmin()) + 1 if len(names) else 0
+        test = positions[np.isin(groups, names[order[:taken]])]
+    train = np.setdiff1d(positions, test)
+    if not len(test) or not len(train):
+        raise RequestError(f"--holdout {share:g} of {plural(len(positions), 'labelled video')} of {index.store} by "
+                           f"{by} leaves {len(train)} to learn from and {len(test)} to ask; expected some of each")
+    return np.sort(test) if match[4] == "test" else train
