@@ -18,8 +18,9 @@ def holdout_names(share: float, by: str, seed: int) -> tuple[str, str]:
 def held_out(index: Index, name: str) -> np.ndarray | None:
     """Positions (V,) of the split that `holdout_names` named, sorted; None for any other name.
 
-    By video: of every class the share, one video at least and all but one at most; of a class of one video none. By group: whole groups, as many as come
-    nearest to the share of the videos. Raises RequestError where nothing would be left for one of the two.
+    By video: of every class the share, one video at least and all but one at most; of a class of one video none. By
+    group: whole groups, as many as come nearest to the share of the videos. Raises RequestError where nothing would be
+    left for one of the two.
     """
     match = NAME.fullmatch(name)
     if not match:
