@@ -4,18 +4,24 @@ import argparse
 import difflib
 import errno
 import fcntl
+import json
 import os
 import signal
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-DONE, FAILURES, REFUSED, STOPPED = 0, 1, 2, 3
-FULL = errno.ENOSPC, errno.EDQUOT
+DONE, FAILURES, REFUSED, STOPPED, FAULT = 0, 1, 2, 3, 70
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 FAREWELL_S = 60   # how long other ranks wait for torchrun to end them once rank 0 has spoken
 _came: list[str] = []   # why this process was told to stop
-UNREACHABLE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT
+UNREACHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST,
+               errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV)
 
 
 class RequestError(ValueError):
@@ -109,12 +115,17 @@ def catch_interrupts(rank: int = 0) -> list[str]:
 
     def hook(kind, error, trace):
         if not issubclass(kind, KeyboardInterrupt):
-            return sys.__excepthook__(kind, error, trace)
+            os._exit(_fault(error))
         os._exit(STOPPED if rank else _say(f"stopped: {error or 'interrupted'} before the work began", STOPPED))
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     sys.excepthook = hook
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(_say(f"error: the current folder cannot be read ({error.strerror}): it was removed or moved; cd to "
+                      "one that is there", REFUSED))
     return _came
 
 
@@ -123,10 +134,12 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
     """Run `main(argv)` and leave with the contract's exit code.
 
     Users' mistakes, files that cannot be reached among them, become one line on stderr (2); Ctrl-C, SIGTERM, a full
-    disk and object storage that does not answer become one line and 3. Anything else is a bug of ours and keeps its
-    traceback. rank: under torchrun; what all ranks stop for alike, rank 0 says, and the others leave after it.
+    disk and storage that fails or does not answer become one line and 3. Anything else is a fault of ours: its
+    traceback, one line, and 70. rank: under torchrun; what all ranks stop for alike, rank 0 says, and the others leave
+    after it.
     """
     came = catch_interrupts(rank)
+    threading.excepthook = _thread_fault
     say = _say if rank == 0 else _leave_last
     try:
         if came:
@@ -142,17 +155,42 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
         # The reader of our output left (`| head`): point stdout elsewhere so that the interpreter's flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _say(f"stopped: the reader of the output left; {resume}", STOPPED)
-    except OSError as error:
-        if error.errno in FULL:
-            where = error.filename or "the store"
-            code = _say(f"stopped: no space left for {where}; free some, then {resume}", STOPPED)
-        elif error.errno == errno.EREMOTEIO:
-            code = _say(f"stopped: {error.filename}: {error.strerror}; {resume}", STOPPED)
-        elif error.errno in UNREACHABLE and error.filename:
-            code = _say(f"error: {error.filename}: {error.strerror}; check the path and its permissions", REFUSED)
+    except Exception as error:
+        cause = full_disk(error) or error
+        if not isinstance(cause, OSError) or not (cause.errno in FULL or cause.errno and cause.filename):
+            code = _fault(error)
+        elif cause.errno in FULL:
+            where = cause.filename or f"what this command writes, or in the temporary folder {tempfile.gettempdir()}"
+            code = _say(f"stopped: no space left for {where} ({cause.strerror}); free some, then {resume}", STOPPED)
+        elif cause.errno in UNREACHABLE:
+            code = _say(f"error: {_shown(cause)}; check the path and its permissions", REFUSED)
         else:
-            raise
+            code = _say(f"stopped: {_shown(cause)}; {resume}", STOPPED)
     sys.exit(code)
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """The full disk that `error` is or comes from: libraries turn it into errors of their own."""
+    while error and not (isinstance(error, OSError) and error.errno in FULL):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _thread_fault(args) -> None:
+    """A library's thread that meets a full disk says nothing: who waits for it raises that."""
+    if not full_disk(args.exc_value):
+        threading.__excepthook__(args)
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """A full disk that the block meets is an OSError that names `path`, where no other file is named by then."""
+    try:
+        yield
+    except Exception as error:
+        if (full := full_disk(error)) is None or full is error and full.filename:
+            raise
+        raise OSError(full.errno, full.strerror, full.filename or str(path)) from error
 
 
 def told_to_stop(reason: str) -> None:
@@ -171,8 +209,25 @@ def _leave_last(line: str, code: int) -> int:
 
 
 def _say(line: str, code: int) -> int:
-    print(" ".join(str(line).split()), file=sys.stderr, flush=True)
+    line = " ".join(str(line).split())
+    print(line, file=sys.stderr, flush=True)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):   # torchrun ends what it has to say with this
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}, file)
     return code
+
+
+def _fault(error: BaseException) -> int:
+    traceback.print_exception(error)
+    said = " ".join(str(error).split())[:300]
+    return _say(f"fault: {type(error).__name__}{': ' + said if said else ''}; a fault of motionpack, not of the "
+                "request: please report it with the lines above", FAULT)
+
+
+def _shown(error: OSError) -> str:
+    """The path, shortened where it is the fault, and what the system said of it."""
+    name = str(error.filename)
+    return f"{name if len(name) < 200 else name[:90] + ' ... ' + name[-90:]}: {error.strerror}"
 
 
 def plural(number: int, one: str, many: str = "") -> str:

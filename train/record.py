@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from shared.cli import RequestError, hold
+from shared.cli import RequestError, hold, writing
 from shared.clips.resampling import MEAN, STD
 from shared.clips.views import Views
 from shared.saliency import normalised, similarity_cam
@@ -60,26 +60,32 @@ class Record:
                 break
             rows.append(line)
         write_atomic(path, b"".join(rows))
-        self.file = open(path, "a", encoding="ascii")
-        self.board = SummaryWriter(str(run / BOARD), purge_step=step + 1)
+        self.run, self.file = run, open(path, "a", encoding="ascii")
+        with writing(run / BOARD):
+            self.board = SummaryWriter(str(run / BOARD), purge_step=step + 1)
 
     def row(self, row: dict) -> None:
         """One logged step: a line of JSON, handed to the kernel at once, and TensorBoard's scalars."""
-        self.file.write(json.dumps(row, allow_nan=False) + "\n")
-        self.file.flush()
-        for name, value in row.items():
-            if name != "step":
-                self.board.add_scalar(name, value, row["step"])
+        with writing(self.file.name):
+            self.file.write(json.dumps(row, allow_nan=False) + "\n")
+            self.file.flush()
+        with writing(self.run / BOARD):
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, row["step"])
 
     def picture(self, learner: Learner, views: Views, step: int) -> None:
-        self.board.add_image("query, motion, Grad-CAM, keys", picture(learner, views), step)
+        with writing(self.run / BOARD):
+            self.board.add_image("query, motion, Grad-CAM, keys", picture(learner, views), step)
 
     def __enter__(self) -> "Record":
         return self
 
     def __exit__(self, *_) -> None:
-        self.file.close()
-        self.board.close()
+        with writing(self.file.name):
+            self.file.close()
+        with writing(self.run / BOARD):
+            self.board.close()
 
 
 class Meter:

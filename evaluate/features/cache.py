@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.cli import writing
 from shared.store.chunks import crc32c
 from shared.store.layout import StoreError
 from shared.store.record import fsync_directory, hidden_name, read_json, write_json_atomic
@@ -66,6 +67,8 @@ class FeatureCache:
         file, hidden = path.with_suffix(".npy"), hidden_name(path.with_suffix(".npy"))
         try:
             vectors = np.lib.format.open_memmap(hidden, "w+", np.float32, (len(positions), width))
+            with writing(file), open(hidden, "r+b") as made:     # a full disk would end the process at a mapped page
+                os.posix_fallocate(made.fileno(), 0, os.fstat(made.fileno()).st_size)
             for row, position in enumerate(positions):
                 source, at = known[position]
                 vectors[row] = source[at]

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.cli import RequestError
+from shared.cli import RequestError, writing
 from shared.nn.backbones import build_backbone
 from shared.nn.layers import Backbone
 from shared.recipes.pretraining import Pretraining, build_recipe
@@ -44,7 +44,7 @@ def save(path: Path, state: dict) -> None:
     path = Path(path)
     hidden = hidden_name(path)
     try:
-        with open(hidden, "xb") as file:
+        with writing(path), open(hidden, "xb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from shared.cli import writing
 from shared.clips.index import Box, ClipIndex, above
 
 CHOSEN, PLAIN, SHOWN, QUIET = "#d1495b", "#9aa5b1", "#1f5a94", "#5a6570"
@@ -58,7 +59,8 @@ def save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        figure.savefig(hidden, format="png")
+        with writing(path):
+            figure.savefig(hidden, format="png")
         os.replace(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import re
 import uuid
 from pathlib import Path
 
+from shared.cli import writing
 from shared.store.chunks import crc32c
 from shared.store.layout import StoreError, crc_text
 from shared.store.lease import held
@@ -43,7 +44,7 @@ def fsync_directory(path: Path) -> None:
 
 def write_synced(path: Path, data: bytes) -> None:
     """A new file, flushed to disk; its directory is the caller's to flush."""
-    with open(path, "xb") as file:
+    with writing(path), open(path, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

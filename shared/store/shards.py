@@ -27,7 +27,10 @@ def write_all(fd: int, parts: Sequence[bytes], offset: int) -> int:
     """Write all parts behind one another at `offset`, without joining them; returns the offset behind the last."""
     parts, at = list(parts), 0
     while at < len(parts):
-        written = os.pwritev(fd, parts[at:at + PARTS], offset)
+        try:
+            written = os.pwritev(fd, parts[at:at + PARTS], offset)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.readlink(f"/proc/self/fd/{fd}")) from error
         offset += written
         while at < len(parts) and written >= len(parts[at]):
             written -= len(parts[at])

@@ -4,12 +4,14 @@ import os
 import pickle
 import random
 import re
+import resource
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
+from shared import cli
 from shared.cli import RequestError
 from shared.nn import checkpoint
 
@@ -147,4 +149,20 @@ def test_a_failed_write_leaves_the_old_one(tmp_path):
     checkpoint.save(path, {"step": 1})
     with pytest.raises((AttributeError, pickle.PicklingError), match=re.escape("lambda")):
         checkpoint.save(path, {"step": lambda: 2})
+    assert torch.load(path, weights_only=True) == {"step": 1} and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_full_disk_at_any_byte_is_named_and_leaves_the_old_one(tmp_path):
+    """torch turns most of them into a RuntimeError. A limit on the size of files stands for the disk."""
+    path, state = tmp_path / "a.pt", {"step": 2, "learner": [torch.randn(3000) for _ in range(8)]}
+    checkpoint.save(path, {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for size in range(0, 96_000, 4000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            with pytest.raises(OSError, match="File too large") as caught:
+                checkpoint.save(path, state)
+            assert caught.value.filename == str(path) and caught.value.errno in cli.FULL
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.load(path, weights_only=True) == {"step": 1} and os.listdir(tmp_path) == ["a.pt"]

@@ -415,4 +415,6 @@ def test_under_torchrun_rank_0_alone_speaks(store, tmp_path):
     assert process.returncode != 0
     assert [line for line in errors.splitlines() if line.startswith("error:")] == [
         "error: --set 'epohs' is no setting; did you mean 'epochs'?"]
+    last = [line for line in errors.splitlines() if line.strip("= ")][-1]      # below torchrun's own traceback
+    assert last == "  traceback : error: --set 'epohs' is no setting; did you mean 'epochs'?"
     assert "stopping ..." not in errors and not (tmp_path / "run").exists()
