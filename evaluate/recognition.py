@@ -15,6 +15,7 @@ from evaluate.report import pictures
 from shared.cli import RequestError, plural
 from shared.pictures import figures
 
+PAIRS = 25            # of confused classes that are told
 
 def check_classes(train: np.ndarray, test: np.ndarray, names: Sequence[str], train_name: str,
                   test_name: str) -> np.ndarray:
@@ -36,33 +37,52 @@ def check_classes(train: np.ndarray, test: np.ndarray, names: Sequence[str], tra
 
 
 def recognition(out: Path, names: Sequence[str], learnt: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Result:
-    """Top-1, top-5 (where more than five classes were learnt), mean over classes, in percent, with chance; OUT's
-    confusion.png and a table per class. The caller adds counts and notes.
+    """Top-1, top-5 (where more than five classes were learnt), mean over classes, in percent, with chance; a figure in
+    OUT, confusion.png or, of more classes than can be named, classes.png; a table per class, and then also one of the
+    pairs that are confused. The caller adds counts and notes.
 
     names: of all K classes; learnt: (n,) those of the training videos; labels (M,), scores (M, K): of the test videos,
-    -inf for classes that were not learnt.
+    -inf for classes that were not learnt. A class without test videos is shown as such and counts in no mean.
     """
-    present = np.unique(labels)
-    shown = [names[i] for i in present]
+    present, shown = np.unique(labels), np.union1d(learnt, labels)
     finite = np.where(np.isneginf(scores), np.finfo(np.float64).min, scores)
     table = metrics.confusion(labels, scores.argmax(1), len(names))
     values, chance = {"top1": metrics.top_k(finite, labels, 1)}, {"top1": metrics.chance_top(labels, 1)}
     if len(learnt) > 5:
         values["top5"], chance["top5"] = metrics.top_k(finite, labels, 5), metrics.chance_top(labels, 5)
     values["mean_class"], chance["mean_class"] = metrics.mean_class(table), 1 / len(present)
-    shares = metrics.per_class(table)
-    rows = [(names[i], int(table[i].sum()), 100 * float(shares[i]), *_mistaken(table[i], i, names))
-            for i in sorted(present, key=lambda i: shares[i])]
-    path = out / "confusion.png"
-    figures.save(pictures.confusion_figure(table[np.ix_(present, present)], shown), path)
+    shares = 100 * metrics.per_class(table)
+    rows = [(names[i], int(table[i].sum()), float(shares[i]) if i in present else "no test videos",
+             *_mistaken(table[i], i, names)) for i in sorted(shown, key=lambda i: (i not in present, shares[i]))]
+    tables = [Table("Per class, hardest first", ("class", "videos", "recognised, %", "most often taken for", "times"),
+                    rows)]
+    if len(shown) <= pictures.NAMED:
+        path = out / "confusion.png"
+        figures.save(pictures.confusion_figure(table[np.ix_(shown, shown)], [names[i] for i in shown]), path)
+        figure = Figure(path, "Confusion: rows are true classes, columns what the classifier said; share of the row.",
+                        wide=len(shown) > pictures.COUNTED)
+    else:
+        path = out / "classes.png"
+        figures.save(pictures.classes_figure(shares[present]), path)
+        figure = Figure(path, f"Recognised of each of the {plural(len(present), 'class', 'classes')} with test videos, "
+                              "hardest first; dashed: their mean.", wide=False)
+        pairs = _confused(table, names)
+        tables.insert(0, Table("Most confused pairs", ("true class", "taken for", "times", "of its videos, %"), pairs))
     return Result(
         metrics={name: 100 * float(value) for name, value in values.items()},
         chance={name: 100 * float(value) for name, value in chance.items()},
         trials={name: len(labels) for name in values if name != "mean_class"},
-        figures=[Figure(path, "Confusion: rows are true classes, columns what the classifier said; share of the row.",
-                        wide=len(shown) > pictures.COUNTED)],
-        tables=[Table("Per class, hardest first", ("class", "videos", "recognised, %", "most often taken for", "times"),
-                      rows)])
+        figures=[figure], tables=tables)
+
+
+def _confused(table: np.ndarray, names: Sequence[str]) -> list[tuple[str, str, int, float]]:
+    """Pairs of classes of a confusion table (K, K), those confused most often first: true, said, times, percent of the
+    true class's videos."""
+    wrong = table - np.diag(np.diag(table))
+    share = 100 * wrong / np.maximum(table.sum(1, keepdims=True), 1)
+    order = np.lexsort((-share.ravel(), -wrong.ravel()))[:min(PAIRS, np.count_nonzero(wrong))]
+    pairs = zip(*np.unravel_index(order, wrong.shape))
+    return [(names[i], names[j], int(wrong[i, j]), float(share[i, j])) for i, j in pairs]
 
 
 def _mistaken(row: np.ndarray, own: int, names: Sequence[str]) -> tuple[str | None, int | None]:

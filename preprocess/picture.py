@@ -46,7 +46,7 @@ def stored_picture(reader: StoreReader, video: str, recipe: Recipe, geometry: Cl
     labels = [row.class_name or "unlabelled", ", ".join(row.splits) or "no split", plural(row.frames, "frame"),
               f"{row.fps:.4g} frames/s", "{}x{} px".format(*frames.shape[1:3])] + [row.note] * bool(row.note)
     if shown is None:
-        labels.append(f"too short for a clip of {geometry} ({geometry.span} frames)")
+        labels.append(f"too short for a clip of {geometry} ({plural(geometry.span, 'frame')})")
     return figures.VideoPicture(
         title=video, facts="   |   ".join(labels), number=number, frames=frames,
         motion=maps[np.searchsorted(sampled, number)], t_motion=reader.t_motion(video), clips=clips,

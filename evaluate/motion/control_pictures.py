@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from evaluate.motion.control_scores import Scene
 from evaluate.motion.probes import Motion
 from evaluate.report.pictures import COLOURS
-from shared.pictures.figures import QUIET, bare, new_figure, short
+from shared.pictures.figures import QUIET, bare, new_figure
+from shared.pictures.fonts import short
 from shared.store.reader import StoreReader
 
 VIDEOS = 6            # in the probe's figure

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from shared.pictures.figures import QUIET, bare, cell_outline, new_figure, short
+from shared.pictures.figures import QUIET, bare, cell_outline, new_figure
+from shared.pictures.fonts import short
 
 SIDE, GAP, LINE = 1.55, 0.1, 0.3         # inches: of a tile, between tiles, of the words above a row
 HOT = "#5ce1ff"

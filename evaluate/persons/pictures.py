@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from evaluate.report.pictures import COLOURS
-from shared.pictures.figures import QUIET, bare, new_figure, short
+from shared.pictures.figures import QUIET, bare, new_figure
+from shared.pictures.fonts import short
 
 NAMED, TOLD = 3, 6       # actions of a person in words, persons of a keyframe
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from shared.pictures.figures import CHOSEN, PLAIN, QUIET, SHOWN, bare, new_figure, short
+from shared.pictures.figures import CHOSEN, PLAIN, QUIET, SHOWN, bare, new_figure
+from shared.pictures.fonts import short, text_width
 
 RIGHT = "#2b8a3e"
 NAMED, COUNTED = 40, 14       # classes up to which names, and shares in the cells, can be read
+LONGEST = 40                  # columns of a class's name beside its row
 COLOURS = (SHOWN, CHOSEN, "#e8a33d", "#2b8a3e", "#7a5195", PLAIN, "#00838f", "#8d6e63")
 
 
@@ -26,33 +29,49 @@ class Tile:
 
 
 def confusion_figure(table: np.ndarray, names: Sequence[str]) -> Figure:
-    """(K, K) counts as shares of each row; row = true class."""
+    """(K, K) counts as shares of each row; row = true class, K at most NAMED. A class without counts is said so."""
     count = len(names)
     total = table.sum(1, keepdims=True)
     shares = np.divide(table, total, out=np.zeros(table.shape), where=total > 0)
     side = float(np.clip(0.45 * count, 3.6, 9.0))
-    longest = max(len(short(name, 24)) for name in names)
-    margin = 0.15 + (0.082 * longest if count <= NAMED else 0.5)
+    names = [short(name, LONGEST) for name in names]
+    size = 10 if count <= 20 else 8
+    margin = 0.2 + 0.0082 * size * max(map(text_width, names))
     figure = new_figure(margin + side + 0.95, margin + side + 0.12)
     across, down = figure.get_size_inches()
     axes = figure.add_axes((margin / across, margin / down, side / across, side / down))
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    if count <= NAMED:
-        size = 10 if count <= 20 else 7
-        axes.set_xticks(range(count), [short(name, 24) for name in names], rotation=90, fontsize=size)
-        axes.set_yticks(range(count), [short(name, 24) for name in names], fontsize=size)
-        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            label.set_parse_math(False)
-    else:
-        axes.set_xlabel("said", fontsize=11)
-        axes.set_ylabel("true class", fontsize=11)
+    axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), names, fontsize=size)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)
     axes.tick_params(length=0)
+    for i in np.flatnonzero(total == 0):
+        axes.axhspan(i - 0.5, i + 0.5, facecolor="#f1f3f5", edgecolor="#cfd6dc", hatch="///", linewidth=0)
+        axes.text((count - 1) / 2, i, "no test videos", ha="center", va="center", fontsize=size, color=QUIET)
     if count <= COUNTED:
         for i, j in zip(*np.nonzero(table)):
             axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=10,
                       color="white" if shares[i, j] > 0.55 else "black")
     bar = figure.add_axes(((margin + side + 0.15) / across, margin / down, 0.15 / across, side / down))
     figure.colorbar(drawn, cax=bar, ticks=[0, 0.5, 1]).set_ticklabels(["0", "50", "100 %"], fontsize=10)
+    return figure
+
+
+def classes_figure(shares: np.ndarray) -> Figure:
+    """How much of each class was recognised, (K,) percent, hardest first: of more classes than can be named."""
+    shares = np.sort(shares)
+    figure = new_figure(7, 3.6)
+    axes = figure.add_axes((0.1, 0.17, 0.87, 0.78))
+    axes.fill_between(np.arange(1, len(shares) + 1), shares, step="mid", color=PLAIN)
+    axes.axhline(shares.mean(), color=CHOSEN, linestyle="--", linewidth=1.3)
+    axes.set_xlim(0.5, len(shares) + 0.5)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("class, the hardest first", fontsize=10)
+    axes.set_ylabel("recognised, %", fontsize=10)
+    axes.tick_params(labelsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
     return figure
 
 
@@ -109,6 +128,8 @@ def curves_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
             axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=label)
         axes.set_title(title, fontsize=12, loc="left")
         axes.set_xlabel("step", fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=9)
         if axes.lines:
             axes.legend(fontsize=9, frameon=False, ncols=len(axes.lines), loc="lower right", columnspacing=1.2,
@@ -140,7 +161,8 @@ def compare_figure(names: Sequence[str], columns: Sequence[str], values: np.ndar
             places[i, j] = down
             down += 1
         down += 0.6
-    legend, longest = 0.24 * -(-len(names) // 2) * (len(names) > 1), max(len(short(name, 34)) for name in columns)
+    legend = 0.24 * -(-len(names) // 2) * (len(names) > 1)
+    longest = max(text_width(short(name, 34)) for name in columns)
     margin, height = 0.25 + 0.085 * longest, 0.21 * down
     figure = new_figure(9, legend + height + 0.55)
     tall = figure.get_size_inches()[1]

@@ -16,10 +16,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from shared.cli import writing
 from shared.clips.index import Box, ClipIndex, above
+from shared.pictures.fonts import families, short
 
 CHOSEN, PLAIN, SHOWN, QUIET = "#d1495b", "#9aa5b1", "#1f5a94", "#5a6570"
 BOX_COLOURS = ("#ffd400", "#00c8ff", "#ff4fd8", "#7cff6b")
@@ -55,7 +57,14 @@ class VideoPicture:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a PNG; the file appears complete or not at all. Raises OSError where it cannot be written."""
+    """Write a PNG; the file appears complete or not at all. Raises OSError where it cannot be written.
+
+    Names get fonts that have their characters: they went through `short`, which escapes what no font has.
+    """
+    ticks = [label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()]
+    for text in (*figure.findobj(Text), *ticks):
+        if len(needed := families(text.get_text())) > 1:
+            text.set_family(needed)
     path = Path(path)
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -105,10 +114,10 @@ def video_figure(picture: VideoPicture) -> Figure:
     across = max(TILES_LEFT + len(picture.frames) * (tile_w + GAP) + 1.0, 12.0)
     tiles, curve = 0.95, 0.95 + 5 * (tile_h + ROW_GAP) + 0.35
     figure = new_figure(across, curve + 2.55 + 2.5)
-    _words(figure, 0.15, 0.22, short(picture.title, int(8 * across)), fontsize=14, weight="bold")
-    _words(figure, 0.15, 0.5, short(picture.facts, int(11 * across)), fontsize=12)
+    words(figure, 0.15, 0.22, short(picture.title, int(8 * across)), fontsize=14, weight="bold")
+    words(figure, 0.15, 0.5, short(picture.facts, int(11 * across)), fontsize=12)
     _tiles(figure, picture, tiles, tile_w, tile_h)
-    _curve(_axes(figure, TILES_LEFT, curve, across - TILES_LEFT - 0.3, 1.6), picture)
+    _curve(place(figure, TILES_LEFT, curve, across - TILES_LEFT - 0.3, 1.6), picture)
     _space(figure, picture, curve + 2.6)
     return figure
 
@@ -120,21 +129,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def short(text: str, longest: int) -> str:
-    """At most `longest` characters that a font can draw: undecodable bytes of a path become question marks."""
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= longest else text[:longest - 1] + "\u2026"
-
-
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Axes at a place in inches from the figure's upper left corner."""
     across, down = figure.get_size_inches()
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
-def _words(figure: Figure, left: float, top: float, words: str, **style) -> None:
+def words(figure: Figure, left: float, top: float, text: str, **style) -> None:
+    """A line of text whose middle is at a place in inches from the figure's upper left corner; no formula."""
     across, down = figure.get_size_inches()
-    figure.text(left / across, 1 - top / down, words, va="center", parse_math=False, **style)
+    figure.text(left / across, 1 - top / down, text, va="center", parse_math=False, **style)
 
 
 def bare(axes: Axes) -> Axes:
@@ -147,7 +151,7 @@ def bare(axes: Axes) -> Axes:
 
 
 def _scale(figure: Figure, drawn, left: float, top: float, height: float, high: float) -> None:
-    figure.colorbar(drawn, cax=_axes(figure, left, top, 0.13, height), ticks=[0, high], format="%.2g")
+    figure.colorbar(drawn, cax=place(figure, left, top, 0.13, height), ticks=[0, high], format="%.2g")
     drawn.colorbar.ax.tick_params(labelsize=10)
 
 
@@ -163,17 +167,17 @@ def _tiles(figure: Figure, picture: VideoPicture, top: float, width: float, heig
     for i, (name, pictures, high) in enumerate(rows):
         y = top + i * (height + ROW_GAP)
         for j, shown in enumerate(pictures):
-            axes = bare(_axes(figure, TILES_LEFT + j * (width + GAP), y, width, height))
+            axes = bare(place(figure, TILES_LEFT + j * (width + GAP), y, width, height))
             drawn = axes.imshow(shown, aspect="auto", cmap="magma", vmin=0, vmax=high)
             if i == 0:
                 axes.set_title(f"frame {picture.number[j]}", fontsize=11, pad=3)
-        _words(figure, 0.15, y + height / 2, name, fontsize=12)
+        words(figure, 0.15, y + height / 2, name, fontsize=12)
         if high is not None:
             _scale(figure, drawn, end + 0.03, y, height, high)
         elif name == "flow":
             y, x = np.mgrid[-1:1:101j, -1:1:101j]
             disc = flow_colours(np.where(np.hypot(x, y) <= 1, np.stack([x, y]), 0), 1.0)
-            wheel = bare(_axes(figure, end + 0.05, top + height + ROW_GAP + height / 2 - 0.35, 0.8, 0.8))
+            wheel = bare(place(figure, end + 0.05, top + height + ROW_GAP + height / 2 - 0.35, 0.8, 0.8))
             wheel.imshow(disc)
             wheel.set_title(f"{longest:.2g} px/frame", fontsize=10, pad=2)
 
@@ -203,6 +207,7 @@ def _curve(axes: Axes, picture: VideoPicture) -> None:
     axes.set_xlim(0, max(len(picture.t_motion) - 1, 1))
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("frame", fontsize=11)
     axes.set_ylabel(f"motion\n({RATE})", fontsize=11)
     axes.tick_params(labelsize=10)
@@ -219,7 +224,7 @@ def _space(figure: Figure, picture: VideoPicture, top: float) -> None:
     middle, outline = picture.frames[len(picture.frames) // 2], cell_outline(picture.hot, cell)
     tile_w = min(2.7, 2.0 * width / height)
     tile_h = tile_w * height / width
-    axes = bare(_axes(figure, 0.2, top, tile_w, tile_h))
+    axes = bare(place(figure, 0.2, top, tile_w, tile_h))
     high = upper_end(picture.s_motion)
     drawn = axes.imshow(picture.s_motion, cmap="magma", vmin=0, vmax=high, aspect="auto",
                         extent=(-0.5, width - 0.5, height - 0.5, -0.5))
@@ -227,7 +232,7 @@ def _space(figure: Figure, picture: VideoPicture, top: float) -> None:
     axes.set_title("S-motion, hot cells" if picture.hot.any() else "S-motion", fontsize=11)
     axes.add_collection(LineCollection(outline, colors="#5ce1ff", linewidths=1.3))
     left = 0.2 + tile_w + 0.85
-    axes = bare(_axes(figure, left, top, tile_w, tile_h))
+    axes = bare(place(figure, left, top, tile_w, tile_h))
     axes.imshow(middle, aspect="auto")
     axes.set_title("crops drawn for it" if picture.boxes else "no clip, no crops", fontsize=11)
     axes.add_collection(LineCollection(outline, colors="white", linewidths=1, alpha=0.8))
@@ -237,7 +242,7 @@ def _space(figure: Figure, picture: VideoPicture, top: float) -> None:
         colour = BOX_COLOURS[i % len(BOX_COLOURS)]
         axes.add_patch(Rectangle((box.x - 0.5, box.y - 0.5), box.w, box.h, fill=False, edgecolor=colour, linewidth=2.5))
         crop_w = min(most, tile_h * box.w / box.h)
-        crop = bare(_axes(figure, left, top, crop_w, crop_w * box.h / box.w))
+        crop = bare(place(figure, left, top, crop_w, crop_w * box.h / box.w))
         left += crop_w + 0.15
         crop.imshow(middle[box.y:box.y + box.h, box.x:box.x + box.w], aspect="auto")
         crop.set_title(f"crop {i + 1}: {box.h}x{box.w}", fontsize=11)

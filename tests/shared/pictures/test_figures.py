@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 
 from shared.clips.index import Box, ClipIndex
 from shared.pictures.figures import VideoPicture, cell_outline, flow_colours, save, video_figure
-from shared.pictures.overview import StorePicture, store_figure
 
 
 def slow_wheel():
@@ -129,34 +129,10 @@ def test_video_figure_shows_clips_and_crops_as_given():
                                       given_picture.frames[3][box.y:box.y + box.h, box.x:box.x + box.w])
 
 
-def store(videos=50, failures=3):
-    rng = np.random.default_rng(1)
-    return StorePicture(
-        title="store", facts=[("videos", str(videos))], scores=rng.gamma(2, 0.02, 9 * videos).astype(np.float32),
-        medians=rng.gamma(2, 0.02, videos).astype(np.float32), frames=rng.integers(20, 400, videos), span=31,
-        sizes=[("256x336", videos)] if videos else [], splits=[("train", videos)] if videos else [],
-        classes=[(f"class {i}", 20 - i) for i in range(20)] if videos else [],
-        reasons=[("no video stream", failures)] if failures else [])
-
-
-@pytest.mark.parametrize("case", [{}, {"videos": 0}, {"failures": 0}, {"videos": 1}, {"videos": 0, "failures": 0}])
-def test_store_figure_draws_every_case(tmp_path, case):
-    assert drawn(store_figure(store(**case)), tmp_path / "a.png").shape == (960, 1500, 3)
-
-
-def test_store_figure_sums_what_does_not_fit():
-    figure = store_figure(store())
-    axes = next(axes for axes in figure.axes if axes.get_title(loc="left") == "videos by class")
-    assert [bar.get_width() for bar in axes.patches] == [*range(20, 9, -1), sum(range(1, 10))]
-    assert axes.get_yticklabels()[-1].get_text() == "9 others"
-
-
 @pytest.mark.parametrize("name", ["$\\frac{$", "a_$b$_c", "\udcff\udcfe.mp4", "x" * 500])
 def test_names_from_outside_are_text(tmp_path, name):
     one = dataclasses.replace(picture(), title=name, facts=name)
     assert drawn(video_figure(one), tmp_path / "a.png").shape[1] < 2500
-    many = dataclasses.replace(store(), title=name, facts=[("recipe", name)], classes=[(name, 1)], reasons=[(name, 1)])
-    assert drawn(store_figure(many), tmp_path / "b.png").shape == (960, 1500, 3)
 
 
 def test_same_picture_same_bytes(tmp_path):
@@ -166,7 +142,7 @@ def test_same_picture_same_bytes(tmp_path):
 
 
 def test_save_leaves_the_old_file_and_no_other_when_it_fails(tmp_path):
-    class Broken:
+    class Broken(Figure):
         def savefig(self, path, format):
             path.write_bytes(b"half a picture")
             raise OSError("disk full")
