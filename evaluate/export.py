@@ -86,7 +86,19 @@ def _hub(folder: Path) -> Path:
 def _file(path: Path) -> Path:
     if path.suffix != ".safetensors" or path.is_dir() or not path.absolute().parent.is_dir():
         raise RequestError(f"--out {path}: expected a file ending in .safetensors in a folder that exists")
+    described = path.with_suffix(".json")
+    for file in (path, described):
+        if file.exists() and not _is_ours(described):
+            raise RequestError(f"--out {path}: {file.name} is there already and is no export of ours; move it away, or "
+                               "choose another name")
     return path
+
+
+def _is_ours(described: Path) -> bool:
+    try:
+        return json.loads(described.read_bytes())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def score_of(folder: Path, checkpoints: set[str]) -> dict:

@@ -42,6 +42,8 @@ from shared.store.layout import damage_stops
 from shared.store.place import store_argument
 from shared.store.record import read_json
 
+WRITTEN = {results.METRICS, page.REPORT, "curves.png", "store.png", "compare.png", "runs"}    # into OUT
+
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises RequestError for what it cannot take."""
@@ -246,12 +248,19 @@ def background_figures(out: Path, encoder: Encoder, index: Index, document: dict
 
 
 def _check_out(out: Path, protocol: str) -> None:
-    """Refuse an OUT that holds something else. Raises RequestError."""
+    """Refuse an OUT that holds anything but an earlier evaluation by this protocol. Raises RequestError."""
     if out.is_file():
         raise RequestError(f"--out {out} is a file; expected a folder")
-    if (out / "store.json").exists():
-        raise RequestError(f"--out {out} is a store of videos; choose another folder for the results")
-    if (out / results.METRICS).exists():
+    there = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    beside = {"features", *PROTOCOLS} | {name for name in there if (out / name / results.METRICS).is_file()}
+    ours = {name for name in there if name.startswith(".")} | beside
+    if there & {results.METRICS, cli.LOCK}:
+        ours |= WRITTEN
+    if foreign := sorted(there - ours):
+        what = "is a store of videos" if "store.json" in there else "is a training run" if "checkpoints" in there else \
+            f"holds {foreign[0]}, which is no evaluation's"
+        raise RequestError(f"--out {out} {what}; choose another folder for the results")
+    if results.METRICS in there:
         before = results.read_metrics(out)["protocol"]
         if before != protocol:
             raise RequestError(f"--out {out} holds the results of {before}; choose another folder for {protocol}")

@@ -19,6 +19,7 @@ from pathlib import Path
 DONE, FAILURES, REFUSED, STOPPED, FAULT = 0, 1, 2, 3, 70
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 FAREWELL_S = 60   # how long other ranks wait for torchrun to end them once rank 0 has spoken
+LOCK = ".lock"    # of a folder that a command writes; see `hold`
 _came: list[str] = []   # why this process was told to stop
 UNREACHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST,
                errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV)
@@ -90,7 +91,7 @@ def hold(place: Path, flag: str) -> int:
 
     flag: the argument that named the folder. Raises RequestError where another process holds it.
     """
-    lock = os.open(place / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = os.open(place / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

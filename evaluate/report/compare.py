@@ -50,15 +50,15 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     table = _by_method(methods, columns, values, spreads) if len(columns) <= MOST_COLUMNS else \
         _by_metric(methods, columns, values, spreads, chance)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "compare.png"
-    figures.save(pictures.compare_figure(list(methods), list(columns), values, spreads, chance), path)
     notes = _unlike(names, documents)
     results.write_metrics(out, {
         "protocol": "compare", "runs": [{"name": name, "folder": str(folder), "protocol": document["protocol"]}
                                         for name, folder, document in zip(names, folders, documents)],
         **{part: {f"{name}/{metric}": value for name, document in zip(names, documents)
                   for metric, value in document[part].items()} for part in ("metrics", "spread", "chance")},
-        "notes": notes})
+        "notes": notes})                              # first: by it OUT is known for a comparison
+    path = out / "compare.png"
+    figures.save(pictures.compare_figure(list(methods), list(columns), values, spreads, chance), path)
     caption = "Percent; whiskers: one standard deviation over the runs; dotted: chance."
     parts = [page.notes_html(notes), page.table_html(table), page.figure_html(Figure(path, caption))]
     title = f"Comparison of {len(names)} evaluations"

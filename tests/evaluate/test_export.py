@@ -135,6 +135,17 @@ def test_nothing_in_the_folder_is_overwritten(checkpoint, tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["x.safetensors", "x.json"])
+def test_a_file_that_is_no_export_is_not_overwritten(checkpoint, tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    argv = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "x.safetensors")]
+    with pytest.raises(RequestError, match=f"{name} is there already and is no export of ours"):
+        export.main(argv)
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+    (tmp_path / name).unlink()
+    assert export.main(argv) == export.main(argv) == cli.DONE
+
+
 def test_an_export_is_exported_and_evaluated_as_its_checkpoint(hub, checkpoint, tmp_path):
     again = exported(hub, tmp_path / "again")
     assert (again / "model.safetensors").read_bytes() == (hub / "model.safetensors").read_bytes()

@@ -351,6 +351,34 @@ def test_results_of_another_protocol_are_not_overwritten(evaluate, tmp_path):
     evaluate("linear", "mean-image")                              # again is fine
 
 
+@pytest.mark.parametrize("name, said", [
+    ("report.html", "holds report.html"), ("curves.png", "holds curves.png"), ("runs/a", "holds runs"),
+    ("thesis.tex", "holds thesis.tex"), ("checkpoints/step-00000003.pt", "is a training run"),
+    ("metrics.jsonl", "holds metrics.jsonl"), ("store.json", "is a store of videos"), ("metrics.json", "is no result")])
+@pytest.mark.parametrize("protocol", ["linear", "linear,retrieval"])
+def test_what_is_no_evaluations_is_not_written_into(evaluate, tmp_path, name, said, protocol):
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(RequestError, match=said):
+        evaluate(protocol, "mean-image")
+    with pytest.raises(RequestError, match=said):
+        run.main(["--compare", "a", "b", "--out", str(tmp_path / "out")])
+    assert file.read_text() == "mine" and sorted(tmp_path.glob("out/*")) == [tmp_path / "out" / name.split("/")[0]]
+
+
+def test_what_only_an_evaluation_left_is_taken_again(evaluate, tmp_path):
+    """Also where it was killed before it had results; an evaluation beside is no stranger."""
+    (tmp_path / "out/runs/00-train-test-seed0").mkdir(parents=True)
+    (tmp_path / "out/.lock").touch()
+    evaluate("retrieval", "mean-image", out="out/retrieval")
+    evaluate("linear", "mean-image")
+    evaluate("linear", "mean-image")
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(RequestError, match="holds notes.txt, which is no evaluation's; choose another folder"):
+        evaluate("linear", "mean-image")
+
+
 def test_an_out_is_one_process_at_a_time(evaluate, tmp_path):
     (tmp_path / "out").mkdir()
     lock = cli.hold(tmp_path / "out", "--out")
