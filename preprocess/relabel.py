@@ -16,6 +16,7 @@ from pathlib import Path
 from shared.cli import Progress, RequestError, plural
 from shared.datasets import folder
 from shared.datasets.catalog import scan
+from shared.datasets.listing import unlabelled
 from shared.store.chunks import crc32c
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import StoreError, document_bytes, group_document
@@ -33,7 +34,8 @@ def annotate(store: Place, annotations: Path) -> str:
     """Rows as a CSV (path, label, split, group) has them; returns what to say. Videos that it does not name stay as
     they are. New classes get the numbers after the store's. Raises RequestError where no row is of a packed video."""
     index = Index.load(store)
-    held = {row.id: (row.class_name, row.splits) for row in index.rows()}
+    # A class -1 is of a time when the CSV's -1 was one.
+    held = {row.id: ("" if unlabelled(row.class_name) else row.class_name, row.splits) for row in index.rows()}
     listing = folder.listing(annotations.parent, annotations, index.path, held)
     named = {path: listing.videos[path] for path in index.path if path in listing.videos}
     if not named:
@@ -82,23 +84,14 @@ def drop(store: Place, ids: Sequence[str], reason: str = "dropped by request") -
 
 
 def missing(store: Place, videos: Path) -> list[str]:
-    """Ids of the packed videos whose files are no longer under the folder `videos`.
-
-    Where the id is the path (`folder`), the path decides; elsewhere the file's name, since a file may have moved.
-    Raises RequestError for a folder that holds none of them, and for one that cannot be read whole.
-    """
+    """Ids of the videos, packed or failed, that are no longer under the folder `videos` (`Scan.gone`), as a run counts
+    them. Raises RequestError for a folder that holds none of the packed ones."""
     if not videos.is_dir():
         raise RequestError(f"--drop-missing {videos} is no folder; expected the one that holds the store's videos")
-    found = scan(videos)
-    if found.unreadable:
-        path, reason = next(iter(found.unreadable.items()))
-        raise RequestError(f"--drop-missing {videos}: {path} cannot be read ({reason}), so what is missing is unknown; "
-                           "make it readable")
-    there = {*found.videos, *(os.path.basename(path) for path in found.videos)}
     index = Index.load(store)
-    gone = [id for id, path in zip(index.id, index.path)
-            if (path if id == path else os.path.basename(path)) not in there]
-    if len(gone) == len(index):
+    failed = {row.video: row.path for row in read_failures(store) if row.stage != DROPPED}
+    gone = scan(videos).gone((failed | dict(zip(index.id, index.path))).items())
+    if len(index) and sum(id in index for id in gone) == len(index):
         raise RequestError(f"--drop-missing {videos} holds none of the {plural(len(index), 'video')} of {store}; "
                            "expected the folder that holds them")
     return gone

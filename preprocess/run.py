@@ -185,11 +185,18 @@ def notes(session: Session) -> list[str]:
     if missing:
         out.append(f"no video is in split {', '.join(sorted(missing))}")
     gone, struck = session.left()
+    packed = [id for id in gone if id in session.videos]
+    failed = [id for id in gone if id not in session.videos]
     reindex = f"python -m preprocess.reindex {shlex.quote(str(session.store))}"
-    if gone:
-        out.append(f"{plural(len(gone), 'video of the store is', 'videos of the store are')} not under "
-                   f"{session.catalog.root} and still in use (first {', '.join(gone[:3])}); what was renamed or moved "
-                   f"counts twice: `{reindex} --drop-missing {shlex.quote(str(session.catalog.root))}` drops them")
+    drops = f"`{reindex} --drop-missing {shlex.quote(str(session.catalog.root))}` drops "
+    if packed:
+        out.append(f"{plural(len(packed), 'video of the store is', 'videos of the store are')} not under "
+                   f"{session.catalog.root} and still in use (first {', '.join(packed[:3])}); what was renamed or "
+                   f"moved counts twice: {drops}{'it' if len(packed) == 1 else 'them'}")
+    if failed:
+        out.append(f"{plural(len(failed), 'failure is of a video that is', 'failures are of videos that are')} no "
+                   f"longer under {session.catalog.root} (first {', '.join(failed[:3])}); {drops}"
+                   f"{'it' if len(failed) == 1 else 'them'}")
     if struck:
         out.append(f"{plural(len(struck), 'video of the store is', 'videos of the store are')} not listed and still in "
                    f"use (first {', '.join(struck[:3])}); `{reindex} --drop {shlex.quote(struck[0])}` drops one")

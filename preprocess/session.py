@@ -188,11 +188,13 @@ class Session:
                                                          self.videos[v.id].splits))
 
     def left(self) -> tuple[list[str], list[str]]:
-        """Ids of packed videos that the catalog does not have: those whose files are gone, and those not listed."""
-        listed = {video.id for video in self.catalog.videos}
-        paths = {row.path: row.id for row in self.videos.values() if row.id not in listed}
-        return (sorted(paths[path] for path in self.catalog.without(paths)),
-                sorted(paths[path] for path in self.catalog.unlisted if path in paths))
+        """Ids that the catalog does not have: those packed or failed whose files are gone, and those packed and not
+        listed."""
+        listed, unlisted = {video.id for video in self.catalog.videos}, set(self.catalog.unlisted)
+        packed = {row.id: row.path for row in self.videos.values() if row.id not in listed}
+        failed = {row.video: row.path for row in self.failed if row.video not in listed}
+        return (self.catalog.scan.gone(sorted((failed | packed).items())),
+                sorted(id for id, path in packed.items() if path in unlisted))
 
     def attempts(self) -> dict[str, int]:
         return {video: row.attempts for video, row in self.failures.items()}

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from shared.cli import RequestError, nearest, plural
 from shared.datasets import ava, folder, layouts, ssv2, vidsitu
-from shared.datasets.listing import Listing
+from shared.datasets.listing import Listing, stem_of
 
 ENDINGS = frozenset("." + ending for ending in """
     3g2 3gp asf avi divx f4v flv m1v m2ts m2v m4v mjpeg mjpg mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts
@@ -46,13 +46,21 @@ class Scan:
     unreadable: dict[str, str] = field(default_factory=dict)
     bins: list[str] = field(default_factory=list)
 
+    def gone(self, videos: Iterable[tuple[str, str]]) -> list[str]:
+        """Ids of those videos, (id, path), that are here no more: neither at the path nor, where the id is not the path
+        but a name, anywhere under that name. What lies where reading failed is not said to be gone."""
+        paths = set(map(_printable, (*self.videos, *self.unreadable)))     # as failures name those that are not UTF-8
+        names = set(map(stem_of, self.videos))
+        return [id for id, path in videos if path not in paths and (id == path or stem_of(path) not in names) and
+                not any(str(parent) in self.unreadable for parent in PurePosixPath(path).parents)]
+
 
 @dataclass(frozen=True)
 class Catalog:
     """videos sorted by id; absent: ids that are listed but not on disk, sorted; ignored: files on disk that are left
     out, because they are no videos by ending, hidden, not listed, or replaced by others; notes: what else the user
     should be told; unnamed: paths, bytes escaped, of listed videos whose names are not UTF-8, which the store's tables
-    cannot hold; unlisted: paths of videos on disk that are not listed; unreadable: paths that could not be read."""
+    cannot hold; unlisted: paths of videos on disk that are not listed; scan: all that lies there."""
 
     dataset: str
     root: Path
@@ -63,13 +71,7 @@ class Catalog:
     notes: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
-    unreadable: tuple[str, ...] = ()
-
-    def without(self, paths: Iterable[str]) -> list[str]:
-        """Those of `paths` at which there is no video any more; what could not be looked at is not said to be gone."""
-        there = {video.path for video in self.videos}.union(self.unlisted, self.unreadable)
-        return [path for path in paths if path not in there and not any(
-            str(parent) in there for parent in PurePosixPath(path).parents)]
+    scan: Scan = Scan([])
 
 
 def open_catalog(layout: str, root: Path, annotations: Path | None = None, dataset: str | None = None,
@@ -124,7 +126,7 @@ def open_catalog(layout: str, root: Path, annotations: Path | None = None, datas
                           if video.id not in videos and video.id not in refused))
     return Catalog(dataset or layout, root, listing.classes, tuple(videos[id] for id in sorted(videos)), absent,
                    found.ignored + len(unlisted) + len(replaced), notes, tuple(sorted(refused.values())),
-                   tuple(unlisted), tuple(found.unreadable))
+                   tuple(unlisted), found)
 
 
 def _left_out(found: Scan, unlisted: Sequence[str], replaced: Sequence[tuple[str, str]]) -> list[str]:

@@ -84,14 +84,20 @@ class TestRoot:
         monkeypatch.setattr(os, "scandir", fake)
         catalog = open_catalog("folder", tmp_path)
         assert [video.id for video in catalog.videos] == ["walk/1.mp4", "zoo/4.mp4"]
-        assert catalog.unreadable == ("lost+found", "walk/inner", "walk/loop.mp4")
+        assert list(catalog.scan.unreadable) == ["lost+found", "walk/inner", "walk/loop.mp4"]
         assert catalog.notes == ("3 folders or files left out, since reading failed (first lost+found: Permission "
                                  "denied)",)
         # What cannot be seen is not said to be gone.
-        assert catalog.without(["walk/inner/2.mp4", "lost+found/deep/er/5.mp4", "zoo/4.mp4", "walk/9.mp4"]) == [
-            "walk/9.mp4"]
+        paths = "walk/inner/2.mp4", "lost+found/deep/er/5.mp4", "walk/loop.mp4", "zoo/4.mp4", "walk/9.mp4"
+        assert catalog.scan.gone((path, path) for path in paths) == ["walk/9.mp4"]
         monkeypatch.setattr(os, "scandir", lambda path: fake("inner"))
         assert f"cannot read {tmp_path}: Permission denied" in refusal("folder", tmp_path)
+
+    def test_what_is_gone(self, tmp_path):
+        """A path that is an id names its file; a name may have moved, or another ending now."""
+        found = scan(touch(tmp_path, "b/moved.mp4", "a/other.mkv"))
+        assert found.gone([("a/moved.mp4", "a/moved.mp4"), ("moved", "a/moved.mp4"), ("other", "a/other.mp4"),
+                           ("lost", "a/lost.mp4"), ("b/moved.mp4", "b/moved.mp4")]) == ["a/moved.mp4", "lost"]
 
     def test_a_folder_that_breaks_off_keeps_what_was_read(self, tmp_path, monkeypatch):
         touch(tmp_path, "a/1.mp4", "b/2.mp4")
