@@ -1,5 +1,5 @@
 """Pictures of a store: `python -m preprocess.show STORE --video ID --out PNG`; without --video an overview of it;
-`--list [TEXT]` prints its ids.
+`--html DIR` makes a page of all of it, `--list [TEXT]` prints its ids.
 
 A video's picture: frames of its most moving clip, flow, motion boundary, motion map, T-motion with the chosen clips,
 S-motion with hot cells and crops. Flow and boundary are computed again from the stored frames, the rest is as stored.
@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 
+from preprocess.page.write import VIDEOS, write_page
 from preprocess.picture import video_picture
 from shared import cli
 from shared.cli import RequestError
@@ -38,8 +39,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--clips", metavar="LxS", help="clip geometry; default: the recipe's first")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", metavar="PNG", type=Path, help="the picture")
+    what.add_argument("--html", metavar="DIR", help="a page to look at the whole store, in a folder of its own: "
+                      "numbers, classes, suspicious videos, a list of all")
     what.add_argument("--list", metavar="TEXT", nargs="?", const="", help="print the ids that hold TEXT, one a line")
+    parser.add_argument("--videos", metavar="N", type=int, help=f"of --html: videos with pictures; default {VIDEOS}")
     args = parser.parse_args(argv)
+    if args.html is None and args.videos is not None or args.out is None and args.video is not None:
+        raise RequestError("--videos belongs to --html, and --video to --out")
+    if args.videos is not None and args.videos < 0:
+        raise RequestError(f"--videos {args.videos}; expected a number of videos, 0 or more")
     if args.out and (args.out.suffix.lower() != ".png" or not args.out.absolute().parent.is_dir() or args.out.is_dir()):
         raise RequestError(f"--out {args.out}: expected a file ending in .png in a folder that exists")
     with damage_stops(args.store):
@@ -49,6 +57,10 @@ def main(argv: Sequence[str]) -> int:
         document = read_json(args.store / "store.json")
         recipe = build(Recipe, document["recipe"], "")
         geometry = _geometry(args.clips, recipe)
+        if args.html is not None:
+            videos = VIDEOS if args.videos is None else args.videos
+            print(write_page(args.html, index, document, recipe, geometry, videos) / "index.html")
+            return cli.DONE
         if args.video is None:
             figure = overview.store_figure(store_picture(index, document, geometry))
         else:

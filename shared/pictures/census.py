@@ -1,7 +1,10 @@
 """What the overview of a store shows, read from it: the index, every pack's clip tables, the failures."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 
@@ -10,25 +13,45 @@ from shared.cli import Progress
 from shared.clips.index import ClipGeometry
 from shared.pictures import overview
 from shared.store.index import Index, read_failures
+from shared.store.object_path import PARALLEL
 from shared.store.reader import OpenPack
+from shared.store.tables import PackRow
 
 COUNTED = re.compile(r"[\d,]+(?= (good )?frames?\b)|(?<=at frame )[\d,]+")  # reasons alike but for these are one
 
 
-def store_picture(index: Index, document: dict, geometry: ClipGeometry) -> overview.StorePicture:
-    """Counts over the index and every pack's clip tables."""
+def store_picture(index: Index, document: dict, geometry: ClipGeometry,
+                  visit: Callable[[OpenPack, np.ndarray, np.ndarray], None] | None = None) -> overview.StorePicture:
+    """Counts over the index and every pack's clip tables; a dropped video, whose pack still holds it, counts no more.
+
+    visit: is given every pack while it is open, in threads; where its videos stand in the index, and in the pack.
+    """
     failures, packs, recipe = read_failures(index.store), index.pack_rows(), document["recipe"]
-    scores, medians, sizes, videos = [], [], Counter(), Counter(index.pack)
-    progress = Progress("reading clips", len(packs))
-    for number, row in enumerate(packs):
+    scores, medians, sizes, listed = [], [], Counter(), defaultdict(list)
+    for position, name in enumerate(index.pack):
+        listed[name].append(position)
+
+    def read(row: PackRow) -> tuple[np.ndarray, np.ndarray, str]:
         pack = OpenPack(index.store, row)
         arrays = pack.clip_layouts(geometry)
-        count = int(pack.array(arrays["offset"], row.videos + 1)[-1])
-        scores.append(pack.array(arrays["score"], count))
-        medians.append(pack.array(arrays["median"], row.videos))
-        sizes["{}x{}".format(*pack.frame_size)] += videos[row.pack]
+        positions = np.array(listed[row.pack], np.int64)
+        offsets = pack.array(pack.layouts["frame_offset"], row.videos + 1)
+        places = np.searchsorted(offsets, index.first_frame[positions], "right") - 1
+        bounds = pack.array(arrays["offset"], row.videos + 1)
+        score = pack.array(arrays["score"], int(bounds[-1]))
+        if visit:
+            visit(pack, positions, places)
         pack.close()
-        progress.update(number + 1)
+        return (np.concatenate([score[:0], *(score[bounds[place]:bounds[place + 1]] for place in places)]),
+                pack.array(arrays["median"], row.videos)[places], "{}x{}".format(*pack.frame_size))
+
+    progress = Progress("reading packs", len(packs))
+    with ThreadPoolExecutor(PARALLEL) as pool, closing(pool.map(read, packs)) as found:
+        for row, (score, median, size) in zip(packs, found):
+            scores.append(score)
+            medians.append(median)
+            sizes[size] += len(listed[row.pack])
+            progress.update(len(scores))
     progress.close()
     medians = np.concatenate([*medians, np.zeros(0, np.float32)])
     seconds = float((index.frames / np.where(index.fps > 0, index.fps, np.inf)).sum())
@@ -44,7 +67,7 @@ def store_picture(index: Index, document: dict, geometry: ClipGeometry) -> overv
     return overview.StorePicture(
         title=f"{index.store.resolve().name}: dataset {document['dataset']}", facts=facts,
         scores=np.concatenate([*scores, np.zeros(0, np.float32)]), medians=medians[~np.isnan(medians)],
-        frames=index.frames, span=geometry.span, sizes=sizes.most_common(),
+        frames=index.frames, span=geometry.span, sizes=(+sizes).most_common(),
         splits=Counter(s for text in index.split_text for s in text.split(";") if s).most_common(),
         classes=Counter(name or "unlabelled" for name in index.class_name).most_common(),
         reasons=Counter(COUNTED.sub("N", row.reason) for row in failures).most_common())
