@@ -28,11 +28,14 @@ from shared.store.tables import (
     parse_files,
     table_bytes,
     table_columns,
+    table_numbers,
 )
 
 SUMS = "crc32c"
 FAILURE_TABLE, FAILURE_SUMS = "failures.csv", "failures.crc32c"
 SUM_LINES = re.compile(r"((absent|[0-9a-f]{8} \d+) failures\.csv\n){1,2}")
+PACK_PATH = re.compile(r"packs/[1-9]\d{0,4}x[1-9]\d{0,4}/[^/.][^/]*")
+FILES = re.compile(r"(?!/|\.\.?/)(?:[^:;]+:\d{1,18}:[0-9a-f]{8})(?:;[^:;]+:\d{1,18}:[0-9a-f]{8})*")
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{8})")
 
 
@@ -45,12 +48,47 @@ class Index:
 
     def __init__(self, store: Place, generation: str, videos: list[list[str]], packs: list[list[str]]):
         self.store, self.generation = as_place(store), generation
+        folder = self.store / "index" / generation
+        file = folder / "videos.csv"
         (self.id, self.path, self.pack, first, frames, label, self.class_name, self.group, self.split_text, fps,
          height, width, self.note) = videos
-        self.first_frame, self.frames = np.array(first, np.int64), np.array(frames, np.int64)
-        self.label, self.fps = np.array(label, np.int32), np.array(fps, np.float64)
-        self.source_height, self.source_width = np.array(height, np.int32), np.array(width, np.int32)
+        self.first_frame = table_numbers(first, "first_frame", file, self.id)
+        self.frames = table_numbers(frames, "frames", file, self.id)
+        self.label = table_numbers(label, "label", file, self.id, np.int32, least=-1)
+        self.fps = table_numbers(fps, "fps", file, self.id, np.float64)
+        self.source_height = table_numbers(height, "source_height", file, self.id, np.int32)
+        self.source_width = table_numbers(width, "source_width", file, self.id, np.int32)
         self._packs = {cells[0]: cells for cells in zip(*packs)}
+        self._check_packs(folder / "packs.csv", packs)
+        self._check_order(file)
+
+    def _check_packs(self, file: Place, columns: list[list[str]]) -> None:
+        """Raises StoreError, naming the row, for what no pack is: a path that leads out of the store among them."""
+        names, paths, frames, videos, _, files = columns
+        if len(self._packs) < len(names):
+            raise StoreError(f"{file}: a pack comes twice")
+        table_numbers(frames, "frames", file, names, least=1), table_numbers(videos, "videos", file, names, least=1)
+        for row, path in enumerate(paths):
+            if not PACK_PATH.fullmatch(path):
+                raise StoreError(f"{file}: row {row + 1} ({names[row]!r}): path {path[:200]!r}, expected "
+                                 "packs/<H>x<W>/<pack>")
+        for row, text in enumerate(files):
+            if not FILES.fullmatch(text):
+                raise StoreError(f"{file}: row {row + 1} ({names[row]!r}): files are no list of name:bytes:crc32c")
+
+    def _check_order(self, file: Place) -> None:
+        """Raises StoreError, naming the row, where ids do not rise, or a video lies outside of its pack."""
+        ends = {name: int(cells[2]) for name, cells in self._packs.items()}
+        past = self.first_frame + self.frames > np.array([ends.get(pack, -1) for pack in self.pack], np.int64)
+        if past.any():
+            row = int(past.argmax())
+            pack = self.pack[row]
+            raise StoreError(f"{file}: row {row + 1} ({self.id[row]!r}): frames {self.first_frame[row]} to "
+                             f"{self.first_frame[row] + self.frames[row] - 1} of pack {pack!r}, which "
+                             + (f"has {ends[pack]}" if pack in ends else "packs.csv does not list"))
+        for row, (one, two) in enumerate(zip(["", *self.id], self.id)):
+            if one >= two:
+                raise StoreError(f"{file}: row {row + 1} ({two!r}): ids do not rise, or one is empty or comes twice")
 
     @classmethod
     def load(cls, store: Place) -> "Index":
@@ -147,8 +185,9 @@ def read_generation(store: Place, generation: str) -> tuple[bytes, bytes]:
         raise StoreError(f"{error.filename}: is missing") from error
     if crc_text(crc32c(sums)) != generation.split("-")[1]:
         raise StoreError(f"{folder / SUMS}: does not match the generation's name")
-    for line, expected in zip(sums.decode().splitlines(), (_sum("videos.csv", videos), _sum("packs.csv", packs))):
-        if line != expected:
+    lines = sums.decode("ascii", "replace").splitlines()
+    for number, expected in enumerate((_sum("videos.csv", videos), _sum("packs.csv", packs))):
+        if lines[number:number + 1] != [expected]:
             raise StoreError(f"{folder / expected.split()[-1]}: does not match its checksum")
     return videos, packs
 
@@ -243,4 +282,5 @@ def read_failures(store: Place) -> list[FailureRow]:
     if not data:
         return []
     columns = table_columns(data, FAILURE_COLUMNS, store / FAILURE_TABLE)
+    table_numbers(columns[-1], "attempts", store / FAILURE_TABLE, columns[0])
     return [FailureRow(*cells[:-1], int(cells[-1])) for cells in zip(*columns)]

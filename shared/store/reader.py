@@ -14,7 +14,7 @@ from shared.store.chunks import crc32c, decode_jpeg, decode_rows
 from shared.store.index import Index
 from shared.store.layout import ArrayLayout, StoreError, clip_arrays, frame_arrays
 from shared.store.place import Place, as_place
-from shared.store.shards import GAP, ReadCounts, ShardReader
+from shared.store.shards import GAP, ReadCounts, ShardReader, index_bytes
 from shared.store.tables import PackRow
 from shared.store.verify import read_whole
 
@@ -24,9 +24,12 @@ class OpenPack:
 
     def __init__(self, store: Place, row: PackRow):
         self.path, self.row = as_place(store) / row.path, row
-        height, width, _ = self._document("rgb/zarr.json")["shape"][1:]
-        self.frame_size = height, width
+        self.frame_size = self._frame_size()
         self.layouts = {layout.name: layout for layout in frame_arrays(self.frame_size, edges=True, flow=True)}
+        rgb = self.layouts["rgb"]
+        if self._size(rgb) < index_bytes(rgb.chunks(row.frames)) or row.videos > row.frames:
+            raise StoreError(f"{self.path}: the index says {row.frames} frames in {row.videos} videos, more than its "
+                             f"{rgb.file} can hold")
         self.shards: dict[str, ShardReader] = {}
         self.arrays: dict[str, np.ndarray] = {}
 
@@ -38,6 +41,14 @@ class OpenPack:
         if (len(data), crc32c(data)) != self.row.files.get(name):
             raise StoreError(f"{self.path / name}: size or checksum differ from the index")
         return json.loads(data)
+
+    def _frame_size(self) -> tuple[int, int]:
+        """(H, W), by the pack's place and by its frames alike."""
+        size = tuple(map(int, self.row.path.split("/")[1].split("x")))
+        document = self._document("rgb/zarr.json")
+        if not isinstance(document, dict) or document.get("shape") != [self.row.frames, *size, 3]:
+            raise StoreError(f"{self.path}/rgb/zarr.json: is not of {self.row.frames} frames of {size[0]}x{size[1]}")
+        return size
 
     def _size(self, layout: ArrayLayout) -> int:
         """Bytes of the data file, as the index has it."""
@@ -165,7 +176,11 @@ class StoreReader:
             offsets = pack.array(pack.layouts["frame_offset"], pack.row.videos + 1)
             place = int(np.searchsorted(offsets, first, "right")) - 1
             bounds = pack.array(arrays["offset"], pack.row.videos + 1)
+            if not 0 <= place < pack.row.videos or offsets[place] != first:
+                raise StoreError(f"frame {first} of the pack, where none of its videos begins")
             a, b, count = int(bounds[place]), int(bounds[place + 1]), int(bounds[-1])
+            if not 0 <= a <= b <= count <= pack.row.frames:
+                raise StoreError(f"clips {geometry}: {a} to {b} of {count} clips in {pack.row.frames} frames")
             columns = {name: pack.array(arrays[name], count)[a:b] for name in ("start", "score", "s_p90")}
             return ClipIndex(**columns, hot_mask=self._rows(pack, arrays["hot_mask"], count, a, b),
                              median=float(pack.array(arrays["median"], pack.row.videos)[place]))

@@ -217,6 +217,8 @@ class ShardReader:
             raise StoreError(f"{path}: {total} bytes are too few for {chunks} chunks")
         entries = index.view("<u8").reshape(chunks, 2)
         self.offset, self.nbytes = entries[:, 0], entries[:, 1]
+        if (self.nbytes > self.data_size - np.minimum(self.offset, self.data_size)).any():
+            raise StoreError(f"{path}: index: a chunk lies outside of the file's {self.data_size} bytes")
 
     def pread(self, start: int, stop: int) -> bytes:
         if self.file is None:

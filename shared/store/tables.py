@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from shared.store.layout import StoreError, crc_text
 
 DROPPED = "dropped"   # stage of a failure that the user asked for: the video counts no more, and no retry tries it
@@ -108,6 +110,30 @@ def table_bytes(columns: Sequence[str], rows: Iterable[VideoRow | PackRow | Fail
         # csv.writer leaves a carriage return bare, which every reader takes for the end of the line.
         (quoted if "\r" in "".join(cells) else plain).writerow(cells)
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def table_numbers(cells: Sequence[str], column: str, name, ids: Sequence[str], kind: type = np.int64,
+                  least: int = 0) -> np.ndarray:
+    """(rows,) of `kind`. Raises StoreError, naming the row, for text that is no such number, or one out of range."""
+    most = 2 ** 30 if kind == np.int32 else 2 ** 48
+    try:
+        values = np.array(cells, kind)
+        bad = ~((values >= least) & (values <= most))
+    except (ValueError, OverflowError):
+        bad = np.array([not _reads(cell, kind) for cell in cells])
+    if bad.any():
+        row = int(bad.argmax())
+        raise StoreError(f"{name}: row {row + 1} ({ids[row]!r}): {column} {cells[row][:60]!r}, expected a number from "
+                         f"{least} to {most}")
+    return values
+
+
+def _reads(cell: str, kind: type) -> bool:
+    try:
+        np.array([cell], kind)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def table_columns(data: bytes, columns: Sequence[str], name) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """The index: round trips, generations, checksums, failures, and its rebuilding from packs."""
 
 import csv
+import io
 import os
 import shutil
 from dataclasses import asdict, replace
@@ -10,9 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preprocess.check import check_store
 from shared.cli import RequestError
+from shared.store.chunks import crc32c
 from shared.store.committed import load_pack
-from shared.store.index import FailureRow, Index, PackRow, VideoRow, generations, publish, read_failures, write_failures
+from shared.store.index import (
+    FailureRow,
+    Index,
+    PackRow,
+    VideoRow,
+    _write_generation,
+    generations,
+    publish,
+    read_failures,
+    write_failures,
+)
 from shared.store.layout import StoreError
 from shared.store.reader import StoreReader
 from shared.store.rebuild import build_index, lost_packs
@@ -27,7 +40,7 @@ video_rows = st.builds(
     frames=st.integers(1, 2 ** 40), label=st.integers(-1, 2 ** 20), class_name=text, group=text,
     splits=st.lists(split, max_size=3).map(tuple), fps=st.floats(0, 1e6), source_height=st.integers(0, 9999),
     source_width=st.integers(0, 9999), note=text)
-PACK = PackRow("p0", "packs/32x40/p0", 3, 1, "cpu", {"zarr.json": (10, 0xABC), "rgb/c.0.0.0.0": (2 ** 40, 0)})
+PACK = PackRow("p0", "packs/32x40/p0", 2 ** 42, 1, "cpu", {"zarr.json": (10, 0xABC), "rgb/c.0.0.0.0": (2 ** 40, 0)})
 
 
 @settings(max_examples=100, deadline=None)
@@ -300,3 +313,54 @@ def test_an_empty_index(tmp_path):
         index.in_split("train")
     with pytest.raises(StoreError, match="holds no video 'v'"):
         StoreReader(tmp_path).frames("v", [0])
+
+
+def forge(store, table, row, column, value):
+    """Another text in one cell of the index (row from 1), every checksum made to fit."""
+    before = (store / "current").read_text().strip()
+    tables = {name: (store / "index" / before / name).read_bytes() for name in ("videos.csv", "packs.csv")}
+    lines = list(csv.reader(io.StringIO(tables[table].decode(), newline="")))
+    lines[row][lines[0].index(column)] = value
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    tables[table] = text.getvalue().encode()
+    sums = "".join(f"{crc32c(data):08x} {len(data)} {name}\n" for name, data in tables.items()).encode()
+    name = f"000009-{crc32c(sums):08x}"
+    _write_generation(store / "index", name, {**tables, "crc32c": sums})
+    (store / "current").write_text(f"{name}\n")
+
+
+NUMBERS = ["", "x", "-7", "1e3", "0.5", "nan", "9" * 12, "9" * 30, "0x1"]
+PLACES = ["/etc/p0", "packs/../../p0", "../packs/32x40/p0", "packs/32x40/..", "packs/32x40/.p0", "packs/0x0/p0",
+          "packs/999999x8/p0", "packs/32x40/a/b", "", "packs/32x40/p0/", "packs\\32x40\\p0"]
+FORGED = [*(("videos.csv", 2, column, value) for column in ("first_frame", "frames", "label", "source_height")
+            for value in NUMBERS), *(("videos.csv", 2, "fps", value) for value in ("", "x", "-1", "nan", "inf")),
+          *(("packs.csv", 1, column, value) for column in ("frames", "videos") for value in NUMBERS),
+          *(("packs.csv", 1, "path", value) for value in PLACES),
+          *(("packs.csv", 1, "files", value) for value in ("", "a", "a:1", "a:-1:00000000", "a:1:x", "/a:1:00000000")),
+          ("videos.csv", 2, "id", "p0-0"), ("videos.csv", 2, "id", ""), ("videos.csv", 2, "id", "zz"),
+          ("videos.csv", 2, "pack", "p7"), ("videos.csv", 2, "pack", "p1"), ("packs.csv", 1, "pack", "p1")]
+
+
+def test_forged_rows_are_refused_by_name(small_store):
+    """Right checksums, wrong numbers and places: one line by every reader, and by the check."""
+    whole, _ = small_store
+    before = (whole / "current").read_text()
+    for table, row, column, value in FORGED:
+        forge(whole, table, row, column, value)
+        name = {"videos.csv": "'p0-1'", "packs.csv": "'p0'"}[table]
+        try:
+            reader = StoreReader(whole)
+            reader.frames("p0-1", [0, 1])
+            reader.clips("p0-1", "4x2")
+            harmless = True
+        except StoreError as error:
+            harmless = False
+            assert "\n" not in str(error) and len(str(error)) < 600
+        assert not harmless or column in ("label", "source_height") and value == "1e3", (table, column, value)
+        problems = check_store(whole).problems
+        assert any(name in line or "ids do not rise" in line or "comes twice" in line or "packs/" in line
+                   for line in problems), (table, column, value, problems)
+        (whole / "current").write_text(before)
+        for folder in (whole / "index").glob("000009-*"):
+            shutil.rmtree(folder)
