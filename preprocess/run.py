@@ -44,7 +44,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         "--address; ray: likewise; serial: in this process, for debugging")
     parser.add_argument("--workers", type=int, help="packs made side by side; default: one a core, or one a GPU")
     parser.add_argument("--address", help="of a running cluster: tcp://HOST:8786 for dask, auto or HOST:6379 for ray")
-    parser.add_argument("--flow", help="flow backend: auto (the default), cpu, cuda or opencv")
+    parser.add_argument("--flow", help=f"flow backend: {', '.join(optical_flow.BACKENDS)} (default auto)")
     parser.add_argument("--plan", action="store_true", help="print what it would take, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="try the videos of failures.csv again")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",

@@ -18,7 +18,7 @@ from shared import cli
 from shared.cli import RequestError
 
 ENGINES = {"serial": "SerialEngine", "dask": "DaskEngine", "ray": "RayEngine"}
-PACKAGES = {"serial": (), "dask": ("dask", "distributed"), "ray": ("ray",)}
+PACKAGES = {"dask": ("dask", "distributed"), "ray": ("ray",)}
 INSTALL = {"dask": "pip install dask distributed", "ray": 'pip install "ray[default]"'}
 RETRIES = 2
 
@@ -87,7 +87,7 @@ def check_request(name: str, workers: int | None = None, address: str | None = N
     if name == "ray" and "://" in (address or ""):
         raise RequestError(f"--address {address}: expected auto, or HOST:6379 of a running Ray head; http://HOST:8265 "
                            "is for `ray job submit --address`, whose job has --address auto")
-    for package in PACKAGES[name]:
+    for package in PACKAGES.get(name, ()):
         if importlib.util.find_spec(package) is None:
             raise RequestError(f"--engine {name} needs the package {package}, which is not installed; "
                                f"{INSTALL[name]} brings it")

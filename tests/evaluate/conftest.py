@@ -183,3 +183,25 @@ def contrastive(tmp_path_factory):
         "epoch": 1, "learner": learner.state_dict(), "provenance": {"stores": [], "init": None, "bn_group": 8}}
     checkpoint.save(path, state)
     return path
+
+
+@pytest.fixture(autouse=True)
+def results_keep_the_contract(monkeypatch):
+    """Every Result that a test makes a protocol give, a new protocol's too, is what evaluate/protocol.py promises."""
+    from evaluate.protocol import find_protocol
+    from evaluate.report import results
+
+    summarise = results.summarise
+
+    def checked(protocol, runs, settings, *more):
+        assert {*settings} <= {*find_protocol(protocol).sections, "view"}
+        for result in (run.result for run in runs):
+            assert result.metrics and all(-100 <= value <= 100 for value in result.metrics.values())   # no NaN either
+            assert {*result.chance, *result.trials} <= {*result.metrics}
+            assert all({*scores} <= {*result.metrics} for scores in result.beside.values())
+            assert all(figure.path.read_bytes().startswith(b"\x89PNG") and figure.caption.endswith(".")
+                       for figure in result.figures)
+            assert all(len(row) == len(table.columns) for table in result.tables for row in table.rows)
+            assert all(not note[0].islower() and note.endswith(".") for note in result.notes)
+        return summarise(protocol, runs, settings, *more)
+    monkeypatch.setattr(results, "summarise", checked)

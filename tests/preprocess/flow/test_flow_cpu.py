@@ -225,7 +225,7 @@ def test_wrong_requests_are_refused():
     frames = np.zeros((2, 20, 20), np.uint8)
     with pytest.raises(RequestError, match="^flow has no backend 'cude'; did you mean 'cuda'[?]$"):
         tvl1(frames, frames, backend="cude")
-    with pytest.raises(RequestError, match="^flow has no backend 'xyz'; known: auto, cpu, cuda, opencv$"):
+    with pytest.raises(RequestError, match="^flow has no backend 'xyz'; known: auto, cpu, cuda, "):
         resolve("xyz")
     with pytest.raises(RequestError, match="threads is 0"):
         tvl1(frames, frames, backend="cpu", threads=0)
