@@ -24,7 +24,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from preprocess.scenes import CLASSES, FORMAT, ORDER, Dials, Scene
-from shared.cli import Progress, RequestError
+from shared.cli import Progress, RequestError, plural
 from shared.datasets.truth import truth_path
 
 LEAST = {"videos": 1, "backgrounds": 1, "textures": 1, "frames": 2, "height": 48, "width": 48, "fps": 1, "seed": 0}
@@ -98,7 +98,8 @@ def _check(dials: Dials) -> None:
         if name in ("height", "width") and value % 2:
             raise RequestError(f"synthetic videos: {name} is {value} px; H.264 needs an even number")
         if name in ("backgrounds", "textures") and value > dials.videos:
-            raise RequestError(f"synthetic videos: {value} {name} for {dials.videos} videos; expected at most as many")
+            raise RequestError(f"synthetic videos: {value:,} {name} for {plural(dials.videos, 'video')}; expected at "
+                               "most as many")
 
 
 def _claim(root: Path, dials: Dials, complete: bool) -> None:

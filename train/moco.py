@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from shared.cli import RequestError, nearest
+from shared.cli import RequestError, nearest, plural
 from shared.clips.views import Views
 from shared.nn.distributed import World, exchange, gather
 from shared.nn.heads import Projection
@@ -128,9 +128,9 @@ class KeyShuffle:
         if group < 2:
             raise RequestError(f"contrast.bn_group is {group}; statistics of one clip say nothing: expected 2 or more")
         if batch % group:
-            raise RequestError(f"a batch of {batch} clips a process is no multiple of contrast.bn_group, which is "
-                               f"{group}; set batch or bn_group so that it is")
-        note = f"all {batch} clips are one BN group, so permuting the keys hides nothing: set a smaller bn_group"
+            raise RequestError(f"a batch of {plural(batch, 'clip')} a process is no multiple of contrast.bn_group, "
+                               f"which is {group}; set batch or bn_group so that it is")
+        note = f"one BN group holds all {batch} of a batch, so permuting the keys hides nothing: set a smaller bn_group"
         return cls(mode, group, seed, world, note if batch == group else "")
 
     def encode(self, encode: Callable[[Tensor], Tensor], x: Tensor, step: int, number: int) -> Tensor:
@@ -164,7 +164,7 @@ class Learner(nn.Module):
                                "processes that share it")
         if settings.sampling.keys * settings.optimise.batch > contrast.queue:
             raise RequestError(f"contrast.queue is {contrast.queue}, but every step brings {settings.sampling.keys} x "
-                               f"{settings.optimise.batch} keys; set a longer queue or a smaller batch")
+                               f"{plural(settings.optimise.batch, 'key')}; set a longer queue or a smaller batch")
         self.heads = self._heads()
         self.shuffle = KeyShuffle.choose(contrast.bn, contrast.bn_group, batch, seed, world)
         self.aligns = aligns(settings.alignment)

@@ -109,10 +109,11 @@ def introduction(ablation: Ablation, before: int) -> str:
     """What is about to run."""
     args, plan, processes = ablation.args, ablation.plan, ablation.slot(0).processes
     recipe = plan.trainings[plan.runs[0]].recipe
+    steps, epochs = recipe.optimise.steps, recipe.optimise.epochs
     return (f"ablation {cli.plural(len(plan.runs), 'run')}: {cli.plural(len(args.rows), 'row')} "
             f"({', '.join(args.rows)}), seeds {plan.seeds[0]} to {plan.seeds[-1]}; {before} there before\n"
-            f"run      {recipe.model.backbone}, {recipe.optimise.steps or recipe.optimise.epochs} "
-            f"{'steps' if recipe.optimise.steps else 'epochs'} of {recipe.optimise.batch} queries; "
+            f"run      {recipe.model.backbone}, {cli.plural(steps, 'step') if steps else cli.plural(epochs, 'epoch')} "
+            f"of {cli.plural(recipe.optimise.batch, 'query', 'queries')}; "
             f"{', '.join(args.protocols)} on {plan.tested}; {args.jobs} side by side, "
             f"{cli.plural(processes, 'process', 'processes')} each")
 

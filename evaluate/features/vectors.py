@@ -18,7 +18,7 @@ import torch
 
 from evaluate.features.cache import FeatureCache, Known
 from evaluate.settings import RunEvaluation
-from shared.cli import Progress
+from shared.cli import Progress, plural
 from shared.nn.distributed import World, gather
 from shared.store.reader import StoreReader
 
@@ -119,12 +119,12 @@ def share_out(positions: np.ndarray, width: int, encode: Callable[[np.ndarray], 
                 if progress:
                     videos = min(done + (row + 1) * world.size, len(positions))
                     rate = (clips + world.size * sum(counts[:row + 1])) / (time.monotonic() - started)
-                    progress.update(videos, f"{videos:,} samples, {rate:.3g} clips/s")
+                    progress.update(videos, f"{plural(videos, 'sample')}, {rate:.3g} clips/s")
             done += len(block)
             clips += sum(counts)
             yield block, gather(vectors, world)[:len(block)].cpu().numpy(), sum(counts)
     if progress:
-        progress.close(text=f"{done:,} samples, {clips / (time.monotonic() - started):.3g} clips/s")
+        progress.close(text=f"{plural(done, 'sample')}, {clips / (time.monotonic() - started):.3g} clips/s")
 
 
 def in_order(reader: StoreReader, items: Sequence, read: Callable[[StoreReader, Any], Any],

@@ -10,7 +10,7 @@ from evaluate.finetuned.job import FINETUNED, RESUME, TRAINING, Job
 from evaluate.finetuned.labelled import Cropping, LabelledClips
 from evaluate.folds import Samples
 from evaluate.settings import Finetune, RunEvaluation
-from shared.cli import RequestError, Stopped
+from shared.cli import RequestError, Stopped, plural
 from shared.datasets.catalog import ONE_SIDED
 from shared.nn.distributed import World
 from shared.nn.layers import Backbone
@@ -71,8 +71,9 @@ def check_batch(settings: Finetune, data: LabelledClips, world: World) -> None:
     """Raises RequestError where the batch does not fit the videos, the ranks or the BN groups."""
     batch, share = settings.batch, settings.batch // world.size
     if len(data) < batch:
-        raise RequestError(f"finetune.batch is {batch}, and {data.samples.name} holds {len(data)} labelled samples; "
-                           f"expected at most that many: add --set finetune.batch={max(2, len(data) // 2)}")
+        raise RequestError(f"finetune.batch is {batch}, and {data.samples.name} holds "
+                           f"{plural(len(data), 'labelled sample')}; expected at most that many: add --set "
+                           f"finetune.batch={max(2, len(data) // 2)}")
     if batch % world.size or share < 2 or share % min(settings.bn_group, share):
-        raise RequestError(f"finetune.batch is {batch} over {world.size} ranks, finetune.bn_group {settings.bn_group} "
-                           "clips; expected every rank to hold whole groups of at least 2")
+        raise RequestError(f"finetune.batch is {batch} over {plural(world.size, 'rank')}, finetune.bn_group "
+                           f"{settings.bn_group}; expected every rank to hold whole groups of at least 2")

@@ -117,7 +117,8 @@ def summary_line(document: Mapping, path: Path) -> str:
                      f"{f' ({known})' if known else ''}")
     runs, tested = len(document["runs"]), document["counts"].get("test_videos")
     return (f"{document['protocol']}: {', '.join(parts)} %"
-            + (f"; {tested:,} test videos" if tested else "") + (f"; {runs} runs" if runs > 1 else "") + f"; {path}")
+            + (f"; {plural(tested, 'test video')}" if tested else "")
+            + (f"; {plural(runs, 'run')}" if runs > 1 else "") + f"; {path}")
 
 
 def beside(document: Mapping, name: str) -> list[tuple[str, float]]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 
 COUNTS = "dead_maps", "zero_targets"    # logged numbers of clips: summed over ranks, where all else is averaged
 
@@ -43,8 +43,9 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     if name == "cpu" or name == "auto" and not devices:
         return torch.device("cpu")
     if local_rank >= devices:
-        raise RequestError(f"process {local_rank} of this machine finds {devices} CUDA device(s); start "
-                           f"{devices or 'no'} processes (torchrun --nproc-per-node) or use the CPU")
+        fit = plural(devices, "process", "processes") if devices else "none"
+        raise RequestError(f"process {local_rank} of this machine finds {plural(devices, 'CUDA device')}; start {fit} "
+                           "(torchrun --nproc-per-node) or use the CPU")
     return torch.device("cuda", local_rank)
 
 

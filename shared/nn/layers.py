@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 
 NARROW = 8   # below so many channels oneDNN's gradient of a strided 1x1 kernel corrupts memory where AVX-512 is missing
 
@@ -98,8 +98,8 @@ class Backbone(nn.Module):
             return tuple(twin.body(torch.empty(1, 3, length, size, size, device="meta"))[0].shape[1:])
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise RequestError(f"{self.name} cannot take clips of {length} frames of {size} pixels ({reason}); "
-                               "set a longer clip or a larger size") from None
+            raise RequestError(f"{self.name} cannot take clips of {plural(length, 'frame')} of {size} pixels "
+                               f"({reason}); set a longer clip or a larger size") from None
 
     def admit(self, x: Tensor) -> Tensor:
         """The clips as `body` works on them: in channels-last memory, which every layer keeps.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from shared.cli import RequestError, nearest
+from shared.cli import RequestError, nearest, plural
 from shared.clips.index import ClipGeometry
 from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS, Alignment, Maclr, Pretraining, RunTraining
 
@@ -95,9 +95,9 @@ def _check_maclr(r: Pretraining, m: Maclr) -> None:
     _within("maclr.shift_max_s", m.shift_max_s, m.shift_min_s)
     visual = r.sampling.geometry
     if m.reads and geometry.length * geometry.stride != visual.length * visual.stride:
-        raise RequestError(f"maclr.motion_clip is {geometry}, {geometry.length * geometry.stride} frames, and "
-                           f"sampling.clip {visual}, {visual.length * visual.stride} frames; expected the same time: "
-                           "set both")
+        spans = [plural(clip.length * clip.stride, "frame") for clip in (geometry, visual)]
+        raise RequestError(f"maclr.motion_clip is {geometry}, {spans[0]}, and sampling.clip {visual}, {spans[1]}; "
+                           "expected the same time: set both")
     if r.sampling.keys != 1:
         raise RequestError(f"sampling.keys is {r.sampling.keys}; MaCLR takes one key, shifted in time: set keys=1")
     if r.alignment.variant != "none":
