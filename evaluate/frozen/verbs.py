@@ -80,11 +80,11 @@ def events_of(index: Index, positions: np.ndarray, verbs: dict[str, Sequence]) -
 
 
 def window_of(index: Index, item: int) -> Window:
-    """The frames of an event: two seconds, the last ones to the clip's end where that comes earlier."""
+    """The frames of an event: two seconds, or what the store has of them; where it has nothing the nearest frame."""
     position, number = divmod(item, len(EVENTS))
     frames, fps = int(index.frames[position]), float(index.fps[position])
-    first, stop = (round(EVENT_S * (number + more) * fps) for more in (0, 1))
-    return position, min(first, frames - 1), min(max(stop, 1), frames)
+    first, stop = (round(EVENT_S * (number + more) * fps) - index.file_start(position) for more in (0, 1))
+    return position, min(max(first, 0), frames - 1), min(max(stop, 1), frames)
 
 
 def counted_verbs(named: Sequence[Sequence[str]], least: int) -> dict[str, int]:

@@ -68,6 +68,7 @@ def place(index: Index, positions: np.ndarray, persons: Persons, start_s: float)
               for one in np.unique(position)}
     start = np.array([starts[one] for one in position.tolist()], np.float64)
     frame = np.round((persons.second - start) * index.fps[position]).astype(np.int64)
+    frame -= np.array([index.file_start(one) for one in position.tolist()], np.int64)
     return Placed(persons, position, frame, (frame >= 0) & (frame < index.frames[position]),
                   sum(one == CUT_S for one in starts.values()))
 
@@ -76,7 +77,7 @@ def start_of(index: Index, position: int, seconds: np.ndarray, start_s: float) -
     """The second of the movie at which the video begins. seconds: of its keyframes."""
     if start_s >= 0:
         return start_s
-    length = int(index.frames[position]) / float(index.fps[position])
+    length = (index.file_start(position) + int(index.frames[position])) / float(index.fps[position])
     first, last = int(seconds.min()), int(seconds.max())
     if last < length:
         return 0

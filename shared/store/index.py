@@ -25,6 +25,7 @@ from shared.store.tables import (
     FailureRow,
     PackRow,
     VideoRow,
+    file_start,
     parse_files,
     table_bytes,
     table_columns,
@@ -120,6 +121,10 @@ class Index:
         return VideoRow(self.id[i], self.path[i], self.pack[i], int(self.first_frame[i]), int(self.frames[i]),
                         int(self.label[i]), self.class_name[i], self.group[i], _splits(self.split_text[i]),
                         float(self.fps[i]), int(self.source_height[i]), int(self.source_width[i]), self.note[i])
+
+    def file_start(self, position: int) -> int:
+        """The number in its file of the video's first frame: what counts in the file's time counts from there."""
+        return file_start(self.note[position])
 
     def rows(self) -> list[VideoRow]:
         return [self.row(i) for i in range(len(self))]

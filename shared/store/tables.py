@@ -7,6 +7,7 @@ import csv
 import gc
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -72,6 +73,12 @@ class PackRow:
     def cells(self) -> list[str]:
         files = ";".join(f"{name}:{size}:{crc_text(crc)}" for name, (size, crc) in sorted(self.files.items()))
         return [self.pack, self.path, str(self.frames), str(self.videos), self.backend, files]
+
+
+def file_start(note: str) -> int:
+    """The number in the file of the video's first frame, which its note states where it is not 0."""
+    match = re.search(r"(?:^|; )starts at frame (\d+)", note)
+    return int(match[1]) if match else 0
 
 
 def parse_files(text: str) -> dict[str, tuple[int, int]]:

@@ -115,6 +115,9 @@ def test_an_event_is_two_seconds_of_its_clip(vidsitu):
     index.frames[position] = 50                                            # a download that ends early
     assert [window_of(index, 5 * position + event)[1:] for event in range(5)] == [
         (0, 16), (16, 32), (32, 48), (48, 50), (49, 50)]
+    index.note[position] = "starts at frame 20: what comes before cannot be decoded"
+    assert [window_of(index, 5 * position + event)[1:] for event in range(5)] == [
+        (0, 1), (0, 12), (12, 28), (28, 44), (44, 50)]
     events = events_of(index, np.arange(len(index)), {clip_id("valid", 1): tuple("abcde")})
     assert events.items.tolist() == list(range(5 * position, 5 * position + 5)) and events.silent == len(index) - 1
 

@@ -118,6 +118,10 @@ def test_keyframes_are_placed_by_length(ava):
     assert place(index, np.array([position]), persons, 901).frame.tolist() == [8, 8, 16, 16, 24, 24]
     late = place(index, np.array([position]), persons, 898)
     assert late.within.tolist() == [True] * 4 + [False] * 2
+    index.note[position] = "starts at frame 20: what comes before cannot be decoded"
+    found = place(index, np.array([position]), persons, 900)
+    assert found.frame.tolist() == [-4, -4, 4, 4, 12, 12] and found.within.tolist() == [False] * 2 + [True] * 4
+    index.note[position] = ""
     seconds = np.array([902, 904])
     assert start_of(index, position, seconds, -1) == 900
     index.frames[position] = 905 * RATE                                    # the whole movie
