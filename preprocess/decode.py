@@ -1,30 +1,34 @@
 """Video files -> RGB frames (PyAV).
 
-T frames, HxW pixels. Every decoder and scaler runs on one thread: with frame threads a damaged stream decodes to other
-pixels from run to run.
+T frames, HxW pixels. Every scaler runs on one thread, as every decoder does (preprocess.streams).
 """
 
+import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
+from preprocess.streams import ASSUMED_FPS, READING, Frames, Source, VideoError, count_packets, open_frames, words
 from shared.cli import plural
 
 MIN_SIDE = 16  # px; TV-L1's coarsest scale needs this much
-MAX_FPS = 1000.0  # above it a header's rate is a time base, not a rate
-ASSUMED_FPS = 25.0  # where a file states no usable rate
 MIN_BYTES_PER_FRAME = 8  # container overhead alone; bounds what a damaged header may claim
+SMALL = 1 << 16  # bytes; in a file so small a frame may take any number of them
+ESTIMATES = "duration", "bytes"  # what a probe's count rests on where it is none
+MAX_ASPECT = 8  # of a pixel, either way; beyond it a header is wrong
 UNSPECIFIED_MATRIX, RESERVED_MATRIX = 2, 3  # ISO/IEC 23091-2, MatrixCoefficients
+WHITE = {1: 255, 2: 255, 3: 252, 4: 240, 5: 248, 6: 252}  # what swscale makes of RGB's largest value of so many bits
+UNREADABLE = "grayf", "yaf"  # swscale takes these floating-point greys for limited range, or ends the process
 
 # Full chroma and accurate rounding: without them swscale is about 1.3 grey levels dark and halves the chroma's width.
 # Bit-exact keeps its SIMD paths from giving different pixels on different processors.
@@ -33,25 +37,12 @@ SCALER = (Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.FULL
 SUBSAMPLED = "yuv420p", "yuv422p"  # limited range, 8 bits: nearly all videos
 
 
-class VideoError(Exception):
-    """A video that cannot be used, or not beyond its first `frames` frames.
-
-    reason: one short line without the path; stage: `open`, `probe` or `decode`.
-    """
-
-    def __init__(self, reason: str, stage: str, frames: int = 0):
-        super().__init__(reason, stage, frames)  # all of them, so that the error survives pickling
-        self.reason, self.stage, self.frames = reason, stage, frames
-
-    def __str__(self) -> str:
-        return self.reason
-
-
 @dataclass(frozen=True)
 class Probe:
     """What a file says of itself; estimates for a plan, never the truth of its frames.
 
-    duration_s in seconds, fps in frames/s, source sides in px as displayed (rotation applied).
+    duration_s in seconds, fps in frames/s, source sides in px as displayed (rotated, with square pixels).
+    basis: what `frames` rests on: `count` in the headers, `duration` times rate, or `packets` or `bytes` of the file.
     """
 
     frames: int
@@ -60,6 +51,17 @@ class Probe:
     source_height: int
     source_width: int
     note: str = ""
+    basis: str = "count"
+
+
+@dataclass(frozen=True)
+class GoodRun:
+    """Good frames in a row, of one size. first: the number of the first in the file; height, width: px as displayed."""
+
+    first: int
+    frames: int
+    height: int
+    width: int
 
 
 def frame_size(source_height: int, source_width: int, short_side: int = 256, multiple: int = 8) -> tuple[int, int]:
@@ -83,52 +85,64 @@ def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 @contextmanager
-def open_video(path: str | Path, short_side: int = 256, multiple: int = 8, window: int = 64) -> Iterator["Decoder"]:
-    """A `Decoder` of the file's first video stream, closed on leaving.
+def open_video(path: str | Path, short_side: int = 256, multiple: int = 8, window: int = 64, square_pixels: bool = True,
+               reading: int = READING, first: int = 0) -> Iterator["Decoder"]:
+    """A `Decoder` of the file's video stream, closed on leaving. It reads one run of good frames: that which holds the
+    frame number `first` of the file, from there on, or the next one.
 
-    Raises VideoError: no such file, no video, no first frame, or frames too small.
+    Raises VideoError: no such file, no video, no such frame, or frames too small.
     """
-    with _open(path) as (container, stream):
-        yield Decoder(container, stream, short_side, multiple, window)
+    with open_frames(path, reading) as (frames, numbered):
+        yield Decoder(frames, numbered, short_side, multiple, window, square_pixels, reading, first)
 
 
 class Decoder:
-    """Iterates once over a video's frames, in windows (n, H, W, 3) uint8 RGB, 1 <= n <= `window`.
+    """Iterates once over a run of good frames, in windows (n, H, W, 3) uint8 RGB, 1 <= n <= `window`.
 
     Frames are those a full decode gives, in display order, none repeated or dropped for the sake of a rate. Pixels
-    count as square. Matrix and range are the stream's own; unspecified ones are read as ffmpeg does: BT.601, limited
-    range (full for JPEG and RGB formats). Rotation and mirroring by the display matrix are applied.
+    that are not square are made so, by widening their narrower side (square_pixels). Matrix and range are the
+    stream's own; unspecified ones are read as ffmpeg does: BT.601, limited range (full for JPEG and RGB formats).
+    Rotation and mirroring by the display matrix are applied.
     Memory: one window, the one the caller still holds, and the codec's reference frames.
 
-    On damage after n frames the good ones are yielded first, then VideoError is raised with `.frames` = n; so too
-    where size or orientation changes in mid-stream.
-    fps in frames/s; source_height, source_width in px as displayed; frame_size (H, W); frames: yielded or waiting so
-    far; note: what was odd, complete after the last window.
+    Where the run ends by damage after n frames the good ones are yielded first, then VideoError is raised with
+    `.frames` = n; so too where size or orientation changes in mid-stream.
+    fps in frames/s; source_height, source_width in px as displayed; frame_size (H, W); first: the number in the file
+    of the run's first frame; frames: yielded or waiting so far; note: what was odd, complete after the last window.
     """
 
-    def __init__(self, container, stream, short_side: int, multiple: int, window: int):
+    def __init__(self, frames: Frames, numbered: Iterator, short_side: int, multiple: int, window: int,
+                 square_pixels: bool, reading: int, first: int):
         self.window = window
         self.frames = self.corrupt = 0
-        self.fps, self._fps_note = _rate(stream)
-        decoded = _decoded(container, stream)
-        first = next(decoded)
-        self._decoded = chain([first], decoded)
-        self._coded, self._orientation = (first.height, first.width), _orientation(first)
-        self.source_height, self.source_width = _displayed(first)
+        self.fps = frames.source.fps or ASSUMED_FPS
+        self.first, frame = next(((number, frame) for number, frame in numbered if number >= first), (0, None))
+        if frame is None:
+            raise VideoError(f"no good frame from number {first} on", "decode")
+        self._file, self._numbered = frames, chain([(self.first, frame)], numbered)
+        self._coded, self._orientation = (frame.height, frame.width), frames.orientation
+        aspect, aspect_note = _pixel_aspect(frames.source) if square_pixels else (Fraction(1), "")
+        square = _squared(*self._coded, aspect)
+        self.source_height, self.source_width = _turned(*square, self._orientation)
         self.frame_size = frame_size(self.source_height, self.source_width, short_side, multiple)
-        self._scaled = _scaled(*self._coded, short_side)
+        self._scaled = _scaled(*square, short_side)
         self._shrinker, self._reformatter = VideoReformatter(), VideoReformatter()
+        self._stretches = reading > 1
+        why = "its longest run of good frames" if first else "what comes before cannot be decoded"
+        self._notes = [frames.source.note, _rate_note(frames.source),
+                       f"starts at frame {self.first}: {why}" if self.first else "", aspect_note]
 
     @property
     def note(self) -> str:
         corrupt = f"{plural(self.corrupt, 'frame')} flagged corrupt" if self.corrupt else ""
-        return "; ".join(filter(None, (self._fps_note, corrupt)))
+        return "; ".join(filter(None, (*self._notes, corrupt)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         shape = (self.window, *self.frame_size, 3)
         frames, filled = np.empty(shape, np.uint8), 0
         try:
-            for frame in self._decoded:
+            for number, frame in self._numbered:
+                self._check(number, frame)
                 self._convert(frame, out=frames[filled])
                 filled += 1
                 self.frames += 1
@@ -143,16 +157,26 @@ class Decoder:
         if filled:
             yield frames[:filled]
 
+    def _check(self, number: int, frame) -> None:
+        """Raise VideoError where the run ends before this frame."""
+        end = self.first + self.frames
+        if frame is None or number != end:
+            raise VideoError(f"damaged after {plural(end, 'frame')}: {self._file.damage}", "decode", self.frames)
+        if ((frame.height, frame.width), self._file.orientation) != (self._coded, self._orientation):
+            height, width = _turned(frame.height, frame.width, self._file.orientation)
+            before = "x".join(map(str, _turned(*self._coded, self._orientation)))
+            raise VideoError(f"size or orientation changes at frame {end}: {height}x{width} px after {before}",
+                             "decode", self.frames)
+
     def _convert(self, frame, out: np.ndarray) -> None:
-        if (frame.height, frame.width) != self._coded or _orientation(frame) != self._orientation:
-            height, width = _displayed(frame)
-            raise VideoError(f"size or orientation changes at frame {self.frames}: {height}x{width} px after "
-                             f"{self.source_height}x{self.source_width}", "decode", self.frames)
+        pixels = frame.format.name
         if frame.colorspace == RESERVED_MATRIX:  # swscale refuses it; real files carry it by mistake
             frame.colorspace = UNSPECIFIED_MATRIX
         height, width = self._scaled
         try:
-            if (height, width) != self._coded and frame.format.name in SUBSAMPLED:
+            if pixels.startswith(UNREADABLE):
+                raise av.error.ArgumentError(errno.EINVAL, "no conversion is known")
+            if (height, width) != self._coded and pixels in SUBSAMPLED:
                 # Planes are scaled first, at 16 bits, and the small picture converted: about 0.6 of the time at 720p,
                 # and no value moves by more than 1 grey level.
                 frame = self._shrinker.reformat(frame, width, height, "yuv444p16le", interpolation=SCALER, threads=1)
@@ -160,115 +184,94 @@ class Decoder:
             gbr = self._reformatter.reformat(frame, width, height, "gbrp", interpolation=SCALER,
                                              dst_color_range=ColorRange.JPEG, threads=1)
         except av.error.FFmpegError as error:
-            raise VideoError(f"{frame.format.name} pixels with colour matrix {frame.colorspace} cannot become RGB: "
-                             f"{_words(error)}", "decode", self.frames) from error
+            raise VideoError(f"{pixels} pixels with colour matrix {frame.colorspace} cannot become RGB: "
+                             f"{words(error)}", "decode", self.frames) from error
         green, blue, red = (_turn(np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, :width],
                                   self._orientation) for plane in gbr.planes)
         top, left = ((have - keep) // 2 for have, keep in zip(red.shape, self.frame_size))
         inside = np.s_[top:top + out.shape[0], left:left + out.shape[1]]
-        cv2.merge([np.ascontiguousarray(plane[inside]) for plane in (red, green, blue)], out)
+        planes = [np.ascontiguousarray(plane[inside]) for plane in (red, green, blue)]
+        if self._stretches and (tables := _stretch(pixels)):
+            planes = [cv2.LUT(plane, table) for plane, table in zip(planes, tables)]
+        cv2.merge(planes, out)
 
 
-def probe(path: str | Path) -> Probe:
-    """Length, rate and size from the headers; the first frame too is decoded, since PyAV shows rotation only there.
+def good_runs(path: str | Path, square_pixels: bool = True, reading: int = READING) -> list[GoodRun]:
+    """Every run of good frames of one size and orientation, in the file's order; all of it is decoded.
 
-    Where headers lack the frame count it is duration times rate; a count the file's bytes cannot hold is clamped.
-    Raises VideoError: no such file, no video, no first frame, or frames too small.
+    Raises VideoError where there is none.
     """
-    with _open(path) as (container, stream):
-        height, width = _displayed(next(_decoded(container, stream)))
-        frame_size(height, width)  # refuses frames too small
-        fps, note = _rate(stream)
-        if stream.duration:
-            duration = float(stream.duration * stream.time_base)
-        else:
-            duration = (container.duration or 0) / av.time_base
-        frames = stream.frames if stream.frames > 0 else round(max(duration, 0.0) * fps)
-        most = max(1, os.path.getsize(path) // MIN_BYTES_PER_FRAME)
-        if not 1 <= frames <= most:
-            note = "; ".join(filter(None, (note, f"headers claim {plural(frames, 'frame')}")))
-            frames = min(max(frames, 1), most)
-            duration = frames / fps
-        return Probe(frames, duration if duration > 0 else frames / fps, fps, height, width, note)
+    runs, shape = [], None
+    with open_frames(path, reading) as (frames, numbered):
+        for number, frame in numbered:
+            if frame is None:
+                break
+            here = frame.height, frame.width, frames.orientation
+            if here == shape and number == runs[-1].first + runs[-1].frames:
+                runs[-1] = replace(runs[-1], frames=runs[-1].frames + 1)
+                continue
+            aspect = _pixel_aspect(frames.source)[0] if square_pixels else Fraction(1)
+            runs.append(GoodRun(number, 1, *_turned(*_squared(*here[:2], aspect), frames.orientation)))
+            shape = here
+    return runs
 
 
 def count_frames(path: str | Path) -> int:
-    """Frames that a full decode gives, those before the damage in a damaged file. Raises VideoError where none."""
-    with _open(path) as (container, stream):
-        try:
-            return sum(1 for _ in _decoded(container, stream))
-        except VideoError as error:
-            if not error.frames:
-                raise
-            return error.frames
+    """Frames of the longest run of good ones: all of them where nothing is damaged. Raises VideoError where none."""
+    return max(run.frames for run in good_runs(path))
 
 
-@contextmanager
-def _open(path):
-    """(container, video stream), closed on leaving. Raises VideoError."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise VideoError(f"cannot be opened: {_words(error)}", "open") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise VideoError("not a file", "open")
-    if status.st_size == 0:
-        raise VideoError("empty file (0 bytes)", "open")
-    try:
-        # `file:` and the whitelist: neither a name nor a playlist inside the file may lead to the network.
-        container = av.open(f"file:{os.fspath(path)}", metadata_errors="replace",
-                            container_options={"protocol_whitelist": "file"})
-    except PermissionError as error:
-        raise VideoError(f"cannot be opened: {_words(error)}", "open") from error
-    except av.error.FFmpegError as error:
-        raise VideoError(f"not a video: {_words(error)}", "open") from error
-    with container:
-        # The first, not ffmpeg's "best" (the largest): what readers of the published sets take. Cover art is no video.
-        stream = next((stream for stream in container.streams.video
-                       if av.stream.Disposition.attached_pic not in stream.disposition), None)
-        if stream is None:
-            raise VideoError("no video stream", "open")
-        if stream.codec_context is None:
-            raise VideoError("no decoder for its codec", "open")
-        stream.codec_context.thread_count = 1
-        stream.codec_context.thread_type = "NONE"
-        yield container, stream
+def probe(path: str | Path, square_pixels: bool = True, reading: int = READING) -> Probe:
+    """Length, rate and size from the headers; the first frame too is decoded, since PyAV shows rotation only there.
 
-
-def _decoded(container, stream):
-    """Every decoded frame. Raises VideoError at the first damage, and where there is no frame at all."""
-    count = 0
-    try:
-        for frame in container.decode(stream):
-            yield frame
-            count += 1
-    except av.error.FFmpegError as error:
-        after = f"damaged after {plural(count, 'frame')}" if count else "no frame could be decoded"
-        raise VideoError(f"{after}: {_words(error)}", "decode", count) from error
-    if not count:
-        raise VideoError("no frame could be decoded", "decode")
-
-
-def _rate(stream) -> tuple[float, str]:
-    """Frames/s, and a note where it is assumed."""
-    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
-        if rate and 0 < rate <= MAX_FPS:
-            return float(rate), ""
-    return ASSUMED_FPS, f"no frame rate, {ASSUMED_FPS:g} assumed"
-
-
-def _orientation(frame) -> tuple[bool, bool, bool]:
-    """(transpose, flip rows, flip columns) from the display matrix, rounded to right angles.
-
-    libavutil/display.h: (x, y) of the coded frame goes to (a x + c y, b x + d y), rows [a b u], [c d v], [x y w].
+    Where headers lack the frame count it is duration times rate. Where they lack both, or claim what does not go with
+    the file's bytes, its packets are counted.
+    Raises VideoError: no such file, no video, no first frame, or frames too small.
     """
-    side = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if side is None:
-        return False, False, False
-    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(side), np.int32)[:5])
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return True, b < 0, c < 0
-    return False, d < 0, a < 0
+    with open_frames(path, reading) as (frames, numbered):
+        _, first = next(numbered)
+        source, stream = frames.source, frames.source.stream
+        aspect, aspect_note = _pixel_aspect(source) if square_pixels else (Fraction(1), "")
+        height, width = _turned(*_squared(first.height, first.width, aspect), frames.orientation)
+        frame_size(height, width)  # refuses frames too small
+        fps, duration = source.fps or ASSUMED_FPS, source.duration_s
+        count, basis = (stream.frames, "count") if stream.frames > 0 else (round(duration * fps), "duration")
+        notes = [source.note, _rate_note(source), aspect_note]
+        size = os.path.getsize(path)
+        if not 0 < MIN_BYTES_PER_FRAME * count <= size <= max(count * first.height * first.width, SMALL):
+            if count:
+                notes.append(f"headers claim {plural(count, 'frame')}")
+            counts, whole = count_packets(path, [stream.index])
+            count, basis = max(1, counts[stream.index]), "packets" if whole else "bytes"
+            duration = count / fps
+    return Probe(count, duration or count / fps, fps, height, width, "; ".join(filter(None, notes)), basis)
+
+
+def _rate_note(source: Source) -> str:
+    return "" if source.fps else f"no frame rate, {ASSUMED_FPS:g} assumed"
+
+
+def _pixel_aspect(source: Source) -> tuple[Fraction, str]:
+    """A pixel's width over its height, by the container or else by the codec, and a note where it is not square."""
+    stream = source.stream
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
+    if aspect == 1 or aspect < 0:
+        return Fraction(1), ""
+    if not 1 <= MAX_ASPECT * aspect <= MAX_ASPECT ** 2:
+        return Fraction(1), f"pixels of {aspect.numerator}:{aspect.denominator} taken as square"
+    return aspect, f"pixels of {aspect.numerator}:{aspect.denominator} made square"
+
+
+def _squared(height: int, width: int, aspect: Fraction) -> tuple[int, int]:
+    """Sides in px once pixels of this aspect are square: the narrower side of a pixel is widened, nothing is shrunk."""
+    if aspect > 1:
+        return height, (2 * width * aspect.numerator + aspect.denominator) // (2 * aspect.denominator)
+    return (2 * height * aspect.denominator + aspect.numerator) // (2 * aspect.numerator), width
+
+
+def _turned(height: int, width: int, orientation: tuple[bool, bool, bool]) -> tuple[int, int]:
+    """Height and width in px as displayed."""
+    return (width, height) if orientation[0] else (height, width)
 
 
 def _turn(picture: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarray:
@@ -279,12 +282,11 @@ def _turn(picture: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarr
     return picture[::-1 if flip_rows else 1, ::-1 if flip_columns else 1]
 
 
-def _displayed(frame) -> tuple[int, int]:
-    """Height and width in px after rotation."""
-    return (frame.width, frame.height) if _orientation(frame)[0] else (frame.height, frame.width)
-
-
-def _words(error: OSError | av.error.FFmpegError) -> str:
-    """The error's words without its number and path."""
-    words = (error.strerror or type(error).__name__).removesuffix(" found when processing input")
-    return words[:1].lower() + words[1:]
+@cache
+def _stretch(pixels: str) -> list[np.ndarray] | None:
+    """For red, green and blue a table that makes white 255, where a channel has under 8 bits (15- and 16-bit RGB)."""
+    kind = av.VideoFormat(pixels)
+    bits = [component.bits for component in kind.components[:3]]
+    if not kind.is_rgb or kind.is_bayer or kind.has_palette or len(bits) < 3 or min(bits) >= 8:
+        return None
+    return [np.minimum(255, np.round(np.arange(256) * 255 / WHITE[n])).astype(np.uint8) for n in bits]

@@ -132,9 +132,9 @@ def _probe_batch(paths: list[Path], recipe: Recipe) -> list:
     """(Probe, (H, W)) or VideoError of every file, probed side by side."""
     def one(path: Path):
         try:
-            found = probe(path)
-            return found, frame_size(found.source_height, found.source_width, recipe.frames.short_side,
-                                     recipe.frames.multiple)
+            settings = recipe.frames
+            found = probe(path, settings.square_pixels, settings.reading)
+            return found, frame_size(found.source_height, found.source_width, settings.short_side, settings.multiple)
         except VideoError as error:
             return error
 

@@ -11,12 +11,12 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import cv2
 
-from preprocess.decode import VideoError, open_video
+from preprocess.decode import GoodRun, VideoError, frame_size, good_runs, open_video
 from preprocess.stages import Decoded, FlowError, TooShort, motion_arrays, prefetch, with_flow
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.datasets.catalog import Video
@@ -161,9 +161,10 @@ def _committed(task: PackTask) -> PackReport | None:
     for video in task.videos:
         if video.id not in known:   # its headers were wrong: it is of another size, or was too long for the pack
             size = task.frame_size
-            with suppress(VideoError), open_video(task.root / video.path, short_side=task.recipe.frames.short_side,
-                                                  multiple=task.recipe.frames.multiple) as source:
-                size = source.frame_size
+            with suppress(VideoError):
+                with _open(task, video) as source:
+                    size = source.frame_size
+                size = size if size == task.frame_size else _longest(task, video)[0]
             long = size == task.frame_size
             misplanned.append(Misplanned(video.id, task.recipe.packs.frames + 1 if long else 0, size))
     return PackReport(task, pack, tuple(rows), tuple(failures), tuple(misplanned), pack.frames,
@@ -171,54 +172,91 @@ def _committed(task: PackTask) -> PackReport | None:
 
 
 def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool: ThreadPoolExecutor,
-               seconds: dict[str, float], tell: Callable[[int, int], None]) -> FailureRow | Misplanned | None:
+               seconds: dict[str, float], tell: Callable[[int, int], None], run: GoodRun | None = None,
+               damage: str = "") -> FailureRow | Misplanned | None:
     """Stream one video into the pack. None when all of it is good; else what became of it.
 
-    Raises VideoError when nothing of it can be kept, Overflow when it does not fit the pack.
+    Of a damaged video the longest run of good frames is kept: `run`, where that is not its first; then `damage` says
+    what ended the first. Raises VideoError when nothing of it can be kept, Overflow when it does not fit the pack.
     """
     recipe = task.recipe
     indexers = {g: ClipIndexer(ClipGeometry.parse(g), recipe.clips.step) for g in recipe.clips.geometries}
-    with open_video(task.root / video.path, short_side=recipe.frames.short_side, multiple=recipe.frames.multiple,
-                    window=task.run.window) as source:
+    span = min(indexer.geometry.span for indexer in indexers.values())
+    with _open(task, video, run.first if run else 0) as source:
         if source.frame_size != task.frame_size:
-            return Misplanned(video.id, 0, source.frame_size)
+            size, longest = (source.frame_size, run) if run else _longest(task, video)
+            if size != task.frame_size:
+                return Misplanned(video.id, 0, size)
+            damage = f"size or orientation changes before frame {longest.first}"
+            return _add_video(task, video, kept, writer, pool, seconds, tell, longest, damage)
         decoded = Decoded(source, task.sample_frames, seconds)
-        frames_before, count = writer.frames, 0
-        writer.begin_video()
-        try:
-            with prefetch(decoded) as windows, prefetch(with_flow(windows, recipe, pool, seconds)) as flows:
-                for parts, flow in flows:
-                    count += len(flow)
-                    if writer.videos and frames_before + count > recipe.packs.frames:
-                        raise Overflow
-                    began = time.thread_time()
-                    arrays = motion_arrays(flow, recipe, indexers)
-                    seconds["motion"] += time.thread_time() - began
-                    at = 0
-                    for rgb in parts:
-                        writer.append(rgb, **{name: rows[at:at + len(rgb)] for name, rows in arrays.items()})
-                        at += len(rgb)
-                    tell(0, len(flow))
-        except TooShort:
-            pass
-        error, note = decoded.error, source.note
-        span = min(indexer.geometry.span for indexer in indexers.values())
-        if error and count < span:
-            raise VideoError(f"{error.reason}; fewer good frames before it than a clip's {span}" if count else
-                             error.reason, error.stage)
-        if error and count <= kept:
-            raise VideoError(f"{error.reason}; its {kept:,} good frames are kept", error.stage)
+        count = _stream(decoded, task, indexers, writer, pool, seconds, tell)
+        error, notes = decoded.error, [source.note]
+        damage, good = damage or (error.reason if error else ""), range(source.first, source.first + count)
+        if error and source.frames and not run and not task.sample_frames and recipe.frames.reading > 1:
+            _, longest = _longest(task, video)
+            if longest.first != source.first and longest.frames > count:
+                if longest.frames >= span:
+                    writer.abort_video()
+                    return _add_video(task, video, kept, writer, pool, seconds, tell, longest, damage)
+                good = range(longest.first, longest.first + longest.frames)
+        if damage and not good:
+            raise VideoError(damage, "decode")
+        if damage:
+            which = f"{good[0]:,} to {good[-1]:,}" + ", the longest run of them" * bool(run)
+            if len(good) < span:
+                raise VideoError(f"{damage}; fewer good frames in a row than a clip's {span}: at most {len(good)}, "
+                                 f"{which}", "decode")
+            damage = f"{damage}; its {max(count, kept):,} good frames are kept" + f", {which}" * (count >= kept)
+            if count <= kept:
+                raise VideoError(damage, "decode")
         if not count:
             raise VideoError("one frame only: no motion", "decode")
         if error:
-            note = "; ".join(filter(None, (note, f"ends early: {error.reason}")))
+            notes.append(f"ends early: {error.reason}")
+        if 2 * recipe.motion.border_px >= min(task.frame_size):
+            notes.append(f"the border of {recipe.motion.border_px} px covers its frames: no motion is scored")
         row = VideoRow(id=video.id, path=video.path, pack=task.name, first_frame=0, frames=count, label=video.label,
                        class_name=video.class_name, group=video.group, splits=video.splits, fps=source.fps,
-                       source_height=source.source_height, source_width=source.source_width, note=note)
+                       source_height=source.source_height, source_width=source.source_width,
+                       note="; ".join(filter(None, notes)))
     began = time.thread_time()
     clips = {g: indexer.finish() for g, indexer in indexers.items()}
     seconds["motion"] += time.thread_time() - began
     writer.end_video(row, clips)
-    if error:
-        return FailureRow(video.id, video.path, f"{error.reason}; its {count:,} good frames are kept", error.stage, 0)
-    return None
+    return FailureRow(video.id, video.path, damage, "decode", 0) if damage else None
+
+
+def _stream(decoded: Decoded, task: PackTask, indexers: dict[str, ClipIndexer], writer: PackWriter,
+            pool: ThreadPoolExecutor, seconds: dict[str, float], tell: Callable[[int, int], None]) -> int:
+    """Frames of one run, all of them in the pack. Raises Overflow where they do not fit it."""
+    frames_before, count = writer.frames, 0
+    writer.begin_video()
+    with suppress(TooShort), prefetch(decoded) as windows, \
+            prefetch(with_flow(windows, task.recipe, pool, seconds)) as flows:
+        for parts, flow in flows:
+            count += len(flow)
+            if writer.videos and frames_before + count > task.recipe.packs.frames:
+                raise Overflow
+            began = time.thread_time()
+            arrays = motion_arrays(flow, task.recipe, indexers)
+            seconds["motion"] += time.thread_time() - began
+            at = 0
+            for rgb in parts:
+                writer.append(rgb, **{name: rows[at:at + len(rgb)] for name, rows in arrays.items()})
+                at += len(rgb)
+            tell(0, len(flow))
+    return count
+
+
+def _open(task: PackTask, video: Video, first: int = 0):
+    """`open_video` by the task's recipe."""
+    return open_video(task.root / video.path, window=task.run.window, first=first, **asdict(task.recipe.frames))
+
+
+def _longest(task: PackTask, video: Video) -> tuple[tuple[int, int], GoodRun]:
+    """The longest run of good frames, and the (H, W) that it is kept at; by the rules of before always the first."""
+    settings = task.recipe.frames
+    runs = good_runs(task.root / video.path, settings.square_pixels, settings.reading)
+    run = max(runs if settings.reading > 1 else runs[:1], key=lambda run: run.frames)
+    return frame_size(run.height, run.width, settings.short_side, settings.multiple), run

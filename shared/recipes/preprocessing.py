@@ -13,17 +13,31 @@ from pathlib import Path
 
 from shared.cli import RequestError, nearest
 from shared.clips.index import ClipGeometry
-from shared.recipes.settings import apply_settings, build, follow, kept, load_document, named_key, recorded, telling
+from shared.recipes.settings import (
+    apply_settings,
+    build,
+    follow,
+    kept,
+    late,
+    load_document,
+    named_key,
+    recorded,
+    telling,
+)
 
 MAX_WINDOW = 4096  # frames: 3 GB of 256x340 pixels with their flow
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Stored frame size in pixels: short side (larger videos shrink, none grows), sides a multiple of `multiple`."""
+    """Stored frame size in pixels: short side (larger videos shrink, none grows), sides a multiple of `multiple`;
+    whether pixels that are not square are made so before; and by which rules files are read
+    (preprocess.streams.READING)."""
 
     short_side: int
     multiple: int
+    square_pixels: bool = late(False)
+    reading: int = late(1)
 
 
 @dataclass(frozen=True)
@@ -219,6 +233,7 @@ def _check(pipeline: Pipeline) -> None:
     if not 0 < run.gpus_per_task or run.gpus_per_task > 1 and run.gpus_per_task % 1:
         raise RequestError(f"run.gpus_per_task is {run.gpus_per_task}; expected a fraction of one GPU, or whole GPUs")
     for key, value, choices in (("motion.derivative", r.motion.derivative, ("central", "prewitt")),
+                                ("frames.reading", r.frames.reading, (1, 2)),
                                 ("motion.combine", r.motion.combine, ("root", "sum"))):
         if value not in choices:
             raise RequestError(f"{key} is {value!r}{nearest(value, choices)}")

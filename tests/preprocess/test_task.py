@@ -17,13 +17,16 @@ import zarr
 from preprocess.decode import open_video
 from preprocess.run import resolve
 from preprocess.task import PackTask, make_pack
-from shared.datasets.catalog import open_catalog
+from shared.cli import plural
+from shared.datasets.catalog import Video, open_catalog
 from shared.recipes.preprocessing import load_pipeline
 from shared.store import codecs  # noqa: F401  registers motionpack.jpeg with zarr
 from shared.store.committed import committed_packs, sweep_partials
 from shared.store.layout import StoreError
-from shared.store.tables import FailureRow
+from shared.store.tables import FailureRow, file_start
 from shared.store.verify import verify_pack
+from tests.preprocess.test_decode import read, scene, write
+from tests.preprocess.test_streams import copied, zeroed
 
 
 def task_for(root, store, videos, settings=(), **changes):
@@ -235,6 +238,87 @@ def test_neighbours_of_a_lost_video_are_the_bytes_of_a_run_in_which_it_failed(sm
     a, b = (({name: data for name, data in files_of(tmp_path / store).items() if name.name != "zarr.json"})
             for store in "ab")
     assert a == b and [video.id for video in lost.videos] == [task.videos[0].id, task.videos[2].id]
+
+
+QUICK = "scales=1", "warps=1", "iterations=1"
+
+
+def films_in(root, bad=(), length=100, name="film.avi"):
+    """A film of `length` frames of 64x80 px, each a key frame; those of `bad` cannot be decoded."""
+    root.mkdir(exist_ok=True)
+    whole = write(root.parent / name, scene(length, 64, 80), "mjpeg", "yuvj420p")
+    copied(whole, root / name, change=zeroed(*bad))
+    return whole
+
+
+@pytest.mark.parametrize("bad, kept", [((10,), (11, 89)), ((60,), (0, 60)), ((1, 50, 99), (2, 48)),
+                                       ((0, 40), (41, 59)), ((0, 70), (1, 69)), ((0,), (1, 99))])
+def test_the_longest_run_of_good_frames_is_kept(tmp_path, bad, kept):
+    root = tmp_path / "videos"
+    whole, (first, count) = films_in(root, bad), kept
+    task = task_for(root, tmp_path / "store", 1, QUICK)
+    report = make_pack(task)
+    (row,), pack = report.videos, zarr.open_group(tmp_path / "store" / report.pack.path, mode="r")
+    with open_video(whole) as source:
+        wanted = np.concatenate(list(source))[first:first + count]
+    assert row.frames == count == report.frames and np.abs(pack["rgb"][:].astype(int) - wanted).mean() < 4
+    assert verify_pack(tmp_path / "store", report.pack, report.videos) == []
+    assert file_start(row.note) == first
+    if bad == (0,):    # nothing is missing between good frames
+        assert report.failures == () and row.note == "starts at frame 1: what comes before cannot be decoded"
+        return
+    (failure,) = report.failures
+    assert failure.reason == (
+        f"damaged after {plural(bad[bad[0] == 0], 'frame')}: invalid data; its {count} good frames are kept, "
+        f"{first} to {first + count - 1}" + ", the longest run of them" * (first > 1))
+    assert row.note.startswith("starts at frame") == (first > 0)
+    assert ("ends early: damaged after" in row.note) == (first + count in bad)
+    again = make_pack(replace(task, name="again", kept=(count,)))
+    assert again.pack is None and again.failures[0].reason == failure.reason
+
+
+def test_good_frames_of_under_a_clip_are_named_and_not_kept(tmp_path):
+    films_in(tmp_path / "videos", range(5, 100, 20))
+    report = make_pack(task_for(tmp_path / "videos", tmp_path / "store", 1, QUICK))
+    assert report.pack is None and report.failures[0].reason == (
+        "damaged after 5 frames: invalid data; fewer good frames in a row than a clip's 31: at most 19, 6 to 24")
+
+
+def test_a_store_of_before_keeps_the_first_run(tmp_path):
+    films_in(tmp_path / "videos", (40,))
+    report = make_pack(task_for(tmp_path / "videos", tmp_path / "store", 1, [*QUICK, "frames.reading=1"]))
+    assert (report.videos[0].frames, report.videos[0].note) == (40, "ends early: damaged after 40 frames: invalid data")
+
+
+def test_a_run_of_another_size_is_given_back_and_kept_in_a_pack_of_that_size(small_videos, tmp_path):
+    root = tmp_path / "videos"
+    root.mkdir()
+    parts = [write(tmp_path / f"{n}.h264", scene(n, *size), "libx264", "yuv420p")
+             for n, size in ((12, (64, 80)), (40, (48, 64)))]
+    (root / "two.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    video = Video("two.h264", "two.h264", -1, "", "", ("train",))
+    task = replace(task_for(small_videos, tmp_path / "store", 0, QUICK), root=root, videos=(video,))
+    first = make_pack(task)
+    assert first.pack is None and not first.videos and first.failures == ()
+    assert [(m.video, m.frame_size) for m in first.misplanned] == [("two.h264", (48, 64))]
+    report = make_pack(replace(task, name="other", frame_size=(48, 64)))
+    assert (report.videos[0].frames, file_start(report.videos[0].note)) == (40, 12)
+    assert report.failures[0].reason.startswith("size or orientation changes before frame 12; its 40 good frames are")
+    np.testing.assert_array_equal(read(parts[1]), read(root / "two.h264", first=12))
+
+
+def test_a_frame_that_the_border_covers_says_so(tmp_path):
+    root = tmp_path / "videos"
+    root.mkdir()
+    write(root / "low.avi", scene(40, 16, 80), "mjpeg", "yuvj420p")
+    task = task_for(root, tmp_path / "store", 1, QUICK, frame_size=(16, 80))
+    report = make_pack(task)
+    assert report.videos[0].note == "the border of 8 px covers its frames: no motion is scored"
+    assert not zarr.open_group(tmp_path / "store" / report.pack.path, mode="r")["t_motion"][:].any()
+    free = replace(task, name="free", recipe=replace(task.recipe, motion=replace(task.recipe.motion, border_px=0)))
+    report = make_pack(free)
+    assert report.videos[0].note == ""
+    assert zarr.open_group(tmp_path / "store" / report.pack.path, mode="r")["t_motion"][:].all()
 
 
 def test_a_damaged_video_keeps_its_good_frames_or_says_why_not(data_root, tmp_path):
