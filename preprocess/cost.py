@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from preprocess.decode import count_frames, probe
+from preprocess.decode import ESTIMATES, Probe, good_runs, probe
 from preprocess.flow import runs_here
 from preprocess.isolate import ChildProcess, Died, InProcess
 from preprocess.plan import Plan, PlannedPack
@@ -34,6 +36,7 @@ class Cost:
     """What the packs will take, from a measured sample. Zero where nothing is left to do.
 
     cpu_s, wall_s: None where no sample could be measured (unreadable, or of two frames).
+    packs: by their names the frames that each of them is expected to have.
     """
 
     frames: float = 0
@@ -41,14 +44,15 @@ class Cost:
     wall_s: float | None = 0
     bytes: float = 0
     files: int = 0
+    packs: dict[str, int] = field(default_factory=dict)
 
 
 def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run: Run,
-                 reader: InProcess | ChildProcess = InProcess()) -> Cost:
+                 reader: InProcess | ChildProcess = InProcess(), probes: dict[str, Probe] | None = None) -> Cost:
     """Time and size of the packs, from really preprocessing the head of a few of their videos into a temporary store.
 
-    The same videos are decoded whole, which corrects the frame counts that headers promise. A sample that kills the
-    reader is none.
+    Where a video's length is an estimate (by its probe's basis) the sample is decoded whole, which corrects all
+    estimates on the same basis. A sample that kills the reader is none.
     """
     if not packs:
         return Cost()
@@ -74,24 +78,35 @@ def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run
             if len(samples) == SAMPLE_VIDEOS or time.perf_counter() - started > SAMPLE_S:
                 break
     progress.close()
-    promised, decoded = (sum(getattr(sample, name) for sample in samples) for name in ("promised", "decoded"))
-    correction = decoded / promised if promised else 1.0
-    area = correction * sum(pack.frames * pack.frame_size[0] * pack.frame_size[1] for pack in packs)
-    frames = correction * sum(pack.frames for pack in packs)
+    ratios = defaultdict(list)
+    for sample in samples:
+        if sample.promised:
+            ratios[sample.basis].append(sample.decoded / sample.promised)
+    corrections = {basis: statistics.median(values) for basis, values in ratios.items()}   # of one wrong header none
+    expected = {pack.name: _corrected(pack, probes or {}, corrections) for pack in packs}
+    area = sum(expected[pack.name] * pack.frame_size[0] * pack.frame_size[1] for pack in packs)
+    frames = sum(expected.values())
     fixed = INDEX_BYTES * len(ids) + PACK_BYTES * len(packs)
     files = FILES_PER_PACK + 2 * (recipe.packs.edges + recipe.packs.flow) + 13 * (len(recipe.clips.geometries) - 1)
     files *= len(packs)
     if not samples:
-        return Cost(frames, None, None, area * BYTES_PER_PIXEL + fixed, files)
+        return Cost(frames, None, None, area * BYTES_PER_PIXEL + fixed, files, expected)
     share = area / sum(sample.pixels for sample in samples)
     cpu, wall, stored = (share * sum(getattr(sample, name) for sample in samples) for name in ("cpu", "wall", "bytes"))
-    return Cost(frames, cpu, wall, stored + fixed, files)
+    return Cost(frames, cpu, wall, stored + fixed, files, expected)
+
+
+def _corrected(pack: PlannedPack, probes: dict[str, Probe], corrections: dict[str, float]) -> int:
+    """Frames that the pack is expected to have; those of a plan that is taken up again stand as they are."""
+    changes = sum((corrections.get(probes[video].basis, 1.0) - 1) * probes[video].frames for video in pack.videos
+                  if video in probes)
+    return max(1, round(pack.frames + changes))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the head of one video took: CPU and wall seconds, bytes, pixels; and its frames, promised and decoded (0
-    where they were not counted)."""
+    """What the head of one video took: CPU and wall seconds, bytes, pixels; and its frames, promised (on which basis)
+    and decoded, lost ones too (0 where they were not counted)."""
 
     cpu: float
     wall: float
@@ -99,6 +114,7 @@ class Sample:
     pixels: int
     promised: int
     decoded: int
+    basis: str
 
 
 def measure_sample(task: PackTask, warm: bool) -> Sample | None:
@@ -119,11 +135,15 @@ def measure_sample(task: PackTask, warm: bool) -> Sample | None:
     if report.frames <= short.frames:
         return None
     path = task.root / task.videos[0].path
-    headers = probe(path).frames
-    promised, decoded = (headers, count_frames(path)) if headers <= COUNTED_FRAMES else (0, 0)
+    settings = task.recipe.frames
+    headers = probe(path, settings.square_pixels, settings.reading)
+    promised = decoded = 0
+    if headers.basis in ESTIMATES and headers.frames <= COUNTED_FRAMES:
+        last = good_runs(path, settings.square_pixels, settings.reading)[-1]
+        promised, decoded = headers.frames, last.first + last.frames
     pixels = (report.frames - short.frames) * task.frame_size[0] * task.frame_size[1]
     return Sample(max(0.0, report_cpu - short_cpu), max(0.0, report_wall - short_wall), _bytes(report) - _bytes(short),
-                  pixels, promised, decoded)
+                  pixels, promised, decoded, headers.basis)
 
 
 def time_limit(frames: int, cost: Cost, run: Run) -> float:

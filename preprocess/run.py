@@ -130,10 +130,11 @@ def prepare(session: Session, retry_failed: bool,
             reader: InProcess | ChildProcess) -> tuple[Plan, costing.Cost]:
     """What is to do and what it takes, printed."""
     plan = session.plan(retry_failed, reader)
-    cost = costing.measure_cost(plan.packs, session.catalog, session.recipe, session.pipeline.run, reader)
+    cost = costing.measure_cost(plan.packs, session.catalog, session.recipe, session.pipeline.run, reader, plan.probes)
+    plan.packs = [replace(pack, frames=max(pack.frames, cost.packs.get(pack.name, 0))) for pack in plan.packs]
     backend = session.recipe.flow.backend
     print(costing.describe(plan, cost, session.catalog, len(session.done), backend), flush=True)
-    for note in notes(session):
+    for note in notes(session, plan):
         print(f"note     {note}", flush=True)
     return plan, cost
 
@@ -164,11 +165,14 @@ def execute(session: Session, args: argparse.Namespace, reader: InProcess | Chil
     return cli.FAILURES if session.failed else cli.DONE
 
 
-def notes(session: Session) -> list[str]:
+def notes(session: Session, plan: Plan) -> list[str]:
     """What the user should know before the work starts."""
-    out = list(session.catalog.notes)
+    out, border = list(session.catalog.notes), session.recipe.motion.border_px
     if session.pipeline.kept:
         out.append(f"as in the store so far, since nothing asks for another: {', '.join(session.pipeline.kept)}")
+    if covered := sum(len(pack.videos) for pack in plan.packs if 2 * border >= min(pack.frame_size)):
+        out.append(f"{plural(covered, 'video is', 'videos are')} so small that the border of {border} px covers the "
+                   f"frames: no motion is scored there (in a new --store, --set motion.border_px=0 scores all of it)")
     if session.catalog.absent:
         absent = plural(len(session.catalog.absent), "listed video is", "listed videos are")
         out.append(f"{absent} not on disk; the run's record has the list")

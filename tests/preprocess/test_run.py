@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -23,6 +24,9 @@ from shared.cli import RequestError, Stopped
 from shared.store.index import Index, read_failures
 from shared.store.reader import StoreReader
 from shared.store.record import read_json, read_records
+from tests.preprocess.test_decode import scene, write
+from tests.preprocess.test_decode_pictures import shaped
+from tests.preprocess.test_streams import copied, zeroed
 
 SMALL = ["--engine", "serial", "--set", "packs.videos=4", "--set", "threads=2"]
 
@@ -266,12 +270,56 @@ def test_another_recipe_is_refused_with_the_keys_named(finished, small_videos):
         preprocess(small_videos, finished, "--flow", "opencv")
 
 
+def test_a_store_of_before_reads_files_by_its_own_rules(tmp_path, capsys):
+    """Its recipe lacks square pixels and the rules of reading: the same command goes on without them."""
+    videos, quick = tmp_path / "videos", ["--set", "scales=1", "--set", "warps=1", "--set", "iterations=1"]
+    videos.mkdir()
+    shaped(videos / "a.mp4", Fraction(4, 3))
+    assert preprocess(videos, tmp_path / "old", *quick, "--set", "square_pixels=false", "--set", "reading=1") == 0
+    before = read_json(tmp_path / "old/store.json")
+    assert before["recipe"]["frames"] == {"short_side": 256, "multiple": 8}
+    shutil.copy(videos / "a.mp4", videos / "b.mp4")
+    capsys.readouterr()
+    assert preprocess(videos, tmp_path / "old", *quick) == 0
+    assert "nothing asks for another: frames.reading=1, frames.square_pixels=false" in capsys.readouterr().out
+    assert read_json(tmp_path / "old/store.json")["recipe_hash"] == before["recipe_hash"]
+    with pytest.raises(RequestError, match="frames.square_pixels: stored None, asked True"):
+        preprocess(videos, tmp_path / "old", *quick, "--set", "square_pixels=true")
+    assert preprocess(videos, tmp_path / "new", *quick) == 0
+    assert read_json(tmp_path / "new/store.json")["recipe"]["frames"]["square_pixels"] is True
+    sides = [{(row.source_width, row.note) for row in Index.load(tmp_path / store).rows()} for store in ("old", "new")]
+    assert sides == [{(96, "")}, {(128, "pixels of 4:3 made square")}]
+    for store, shape in (("old", "64x96"), ("new", "64x128")):
+        check_passes(tmp_path / store)
+        assert {pack.parent.name for pack in (tmp_path / store).glob("packs/*/*")} == {shape}
+
+
+def test_a_film_of_which_a_later_part_is_good_goes_into_the_store(tmp_path, capsys):
+    """What is kept and what is not stands in failures.csv; a video that the border covers is told beforehand."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    copied(write(tmp_path / "a.avi", scene(60, 48, 64), "mjpeg", "yuvj420p"), videos / "a.avi", change=zeroed(5, 50))
+    write(videos / "low.avi", scene(32, 16, 64), "mjpeg", "yuvj420p")
+    quick = ["--set", "scales=1", "--set", "warps=1", "--set", "iterations=1"]
+    assert preprocess(videos, tmp_path / "store", *quick) == 1
+    assert "1 video is so small that the border of 8 px covers the frames: no motion" in capsys.readouterr().out
+    row, (failure,) = Index.load(tmp_path / "store").row("a.avi"), read_failures(tmp_path / "store")
+    assert row.frames == 44 and row.note == (
+        "starts at frame 6: its longest run of good frames; ends early: damaged after 50 frames: invalid data")
+    assert failure.reason == ("damaged after 5 frames: invalid data; its 44 good frames are kept, 6 to 49, the longest "
+                              "run of them")
+    check_passes(tmp_path / "store")
+    packs = sorted(path.name for path in (tmp_path / "store").glob("packs/*/*"))
+    assert preprocess(videos, tmp_path / "store", *quick, "--retry-failed") == 1
+    assert sorted(path.name for path in (tmp_path / "store").glob("packs/*/*")) == packs
+
+
 def test_headers_that_lie_are_planned_again(finished, small_videos, tmp_path, monkeypatch):
     lies = {"frames": 0}
 
-    def lying(path):
+    def lying(path, *rules):
         from dataclasses import replace
-        true = probe(path)
+        true = probe(path, *rules)
         lies["frames"] += 1
         return replace(true, frames=5, source_height=80, source_width=64) if "circle" in path.name else true
 
@@ -285,7 +333,7 @@ def test_headers_that_lie_are_planned_again(finished, small_videos, tmp_path, mo
 
 def test_packs_keep_their_frame_limit_when_headers_lie(small_videos, tmp_path, monkeypatch):
     from dataclasses import replace
-    monkeypatch.setattr(plan, "probe", lambda path: replace(probe(path), frames=1))
+    monkeypatch.setattr(plan, "probe", lambda path, *rules: replace(probe(path, *rules), frames=1))
     assert preprocess(small_videos, tmp_path / "store", "--set", "packs.frames=100") == 0
     index = Index.load(tmp_path / "store")
     assert len(index) == 12 and max(row.frames for row in index.pack_rows()) <= 100
