@@ -71,10 +71,17 @@ const page = {
     at("charts").append(page.bars("Videos by frame size, height x width", sizes), page.bars("Videos by split", splits));
   }
 
+  // One of the four frames that a video's picture holds side by side.
+  function frame(position, number) {
+    const image = make("img", { src: `videos/${page.pictureOf.get(position)}.jpg`, alt: "", loading: "lazy" });
+    image.style.objectPosition = `${100 * number / (STRIP_TILES - 1)}% 0`;
+    return image;
+  }
   function card(position, remark) {
-    const [id, motion] = known(position), number = page.pictureOf.get(position);
-    const picture = number === undefined ? text("span", "none", "no pictures of this one")
-      : make("img", { src: `videos/${number}.jpg`, alt: "", loading: "lazy" });
+    const [id, motion] = known(position);
+    const picture = page.pictureOf.has(position) ? make("span", { class: "strip" }, ...Array.from(
+      { length: STRIP_TILES }, (_, i) => make("span", { class: "tile" }, frame(position, i))))
+      : text("span", "none", "no pictures of this one");
     return make("a", { class: "card", title: id, ...link(position) }, picture, text("span", "id", id),
       text("span", "quiet", remark || `motion ${motion}`));
   }
@@ -92,17 +99,18 @@ const page = {
   function tiles(videos) {
     return Array.from({ length: STRIP_TILES }, (_, tile) => {
       const position = videos[Math.floor(tile * videos.length / STRIP_TILES)], id = known(position)[0];
-      const image = make("img", { src: `videos/${page.pictureOf.get(position)}.jpg`, alt: "", loading: "lazy" });
-      image.style.objectPosition = `${100 * (videos.length === STRIP_TILES ? 1 : tile) / (STRIP_TILES - 1)}% 0`;
-      return make("a", { class: "tile", title: id, "aria-label": id, ...link(position) }, image);
+      return make("a", { class: "tile", title: id, "aria-label": id, ...link(position) },
+        frame(position, videos.length === STRIP_TILES ? 1 : tile));
     });
   }
 
   function drawSuspects() {
     const { kinds, examined, videos } = page.data, box = at("suspects");
-    box.append(text("p", "quiet", "These are signs, not verdicts: look before you drop anything." + (examined < videos
-      ? ` Black frames and logos were looked for in ${count(examined, "video")} of ${said(videos)}: those with the `
-        + "least detail, and those whose motion stays in the same places." : "")));
+    if (kinds.some(one => one.count))
+      box.append(text("p", "quiet", "These are signs, not verdicts: look before you drop anything."));
+    if (examined < videos) box.append(text("p", "quiet",
+      `Black frames and logos were looked for in ${count(examined, "video")} of ${said(videos)}: those with the least `
+      + "detail, and those whose motion stays in the same places."));
     for (const kind of kinds.filter(one => one.count)) {
       box.append(make("h3", {}, kind.title + " ", text("span", "", count(kind.count, "video"))),
         text("p", "quiet", kind.why),
