@@ -127,7 +127,9 @@ def rows_of(file: Path, known: Sequence[str], required: Sequence[str]) -> Iterat
             raise RequestError(f"{file.name} line 1: column {twice[0]!r} stands there twice; expected it once")
         columns = [(name, header.index(name)) for name in known if name in header]
         for row in reader:
-            if not row:
+            while len(row) > len(header) and not row[-1].strip():      # as spreadsheets fill rows up
+                row.pop()
+            if not any(map(str.strip, row)):
                 continue
             if len(row) != len(header):
                 separator = _separator(row[0]) if len(row) == 1 else ""

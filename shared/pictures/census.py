@@ -15,7 +15,7 @@ from shared.pictures import overview
 from shared.store.index import Index, read_failures
 from shared.store.object_path import PARALLEL
 from shared.store.reader import OpenPack
-from shared.store.tables import PackRow
+from shared.store.tables import DROPPED, PackRow
 
 COUNTED = re.compile(r"[\d,]+(?= (good )?frames?\b)|(?<=at frame )[\d,]+")  # reasons alike but for these are one
 
@@ -57,8 +57,12 @@ def store_picture(index: Index, document: dict, geometry: ClipGeometry,
     seconds = float((index.frames / np.where(index.fps > 0, index.fps, np.inf)).sum())
     disk = sum(size for row in packs for size, _ in row.files.values())
     backends = ", ".join(sorted({row.backend for row in packs})) or recipe["flow"]["backend"]
-    facts = [("videos", f"{len(index):,}"), ("failed", f"{len(failures):,}"),
-             ("classes", f"{len(document['classes']):,}"), ("frames", f"{int(index.frames.sum()):,}"),
+    classes = Counter(name or "unlabelled" for name in index.class_name)
+    empty, dropped = len(set(document["classes"]) - classes.keys()), sum(row.stage == DROPPED for row in failures)
+    facts = [("videos", f"{len(index):,}"),
+             ("failed", f"{len(failures) - dropped:,}" + (f", {dropped:,} dropped" if dropped else "")),
+             ("classes", f"{len(document['classes']) - empty:,}" + (f", {empty:,} without videos" if empty else "")),
+             ("frames", f"{int(index.frames.sum()):,}"),
              ("duration", cli.duration(seconds)),
              ("packs", f"{len(packs):,}, {cli.size(disk)}"), (f"clips {geometry}", f"{sum(map(len, scores)):,}"),
              ("too short for one", f"{int(np.isnan(medians).sum()):,}"),
@@ -69,5 +73,5 @@ def store_picture(index: Index, document: dict, geometry: ClipGeometry,
         scores=np.concatenate([*scores, np.zeros(0, np.float32)]), medians=medians[~np.isnan(medians)],
         frames=index.frames, span=geometry.span, sizes=(+sizes).most_common(),
         splits=Counter(s for text in index.split_text for s in text.split(";") if s).most_common(),
-        classes=Counter(name or "unlabelled" for name in index.class_name).most_common(),
-        reasons=Counter(COUNTED.sub("N", row.reason) for row in failures).most_common())
+        classes=classes.most_common(),
+        reasons=Counter(COUNTED.sub("N", row.reason) for row in failures if row.stage != DROPPED).most_common())

@@ -71,7 +71,8 @@ def store_figure(picture: StorePicture) -> Figure:
 
 def bins(values: np.ndarray, *beside: float) -> tuple[np.ndarray, bool]:
     """Edges of about 40 bins of values above 0 and of what is drawn `beside` them, and whether they are logarithmic, as
-    for a wide range. Bins of integers are whole numbers wide; there are some ten where all values are equal."""
+    for a wide range. Bins of integers are whole numbers wide; there are some ten where all values are equal. Other
+    equal values, or nearly equal ones, stand in the middle."""
     low, high = float(min([values.min(), *beside])), float(max([values.max(), *beside]))
     if high > WIDE_RANGE * low:
         return np.geomspace(0.999 * low, 1.001 * high, 41), True
@@ -79,7 +80,7 @@ def bins(values: np.ndarray, *beside: float) -> tuple[np.ndarray, bool]:
         low, high = min(low, (low + high) / 2 - 5), max(high, (low + high) / 2 + 5)
         step = -(-(high - low + 1) // 40)
         return np.arange(np.floor(low) - 0.5, high + step, step), False
-    margin = 0.01 * (high - low) if high > low else 0.2 * low
+    margin = 0.01 * (high - low) if high > 1.05 * low else 0.2 * low
     return np.linspace(low - margin, high + margin, 41), False
 
 

@@ -107,7 +107,13 @@ def test_dropped_videos_count_no_more(page_store, tmp_path, ids):
     relabel.drop(store, [ids["moving"], ids["short"]])
     index = Index.load(store)
     picture = census.store_picture(index, read_json(store / "store.json"), GEOMETRY)
-    assert dict(picture.facts)["videos"] == "10" and len(picture.scores) == 32 - 3 and len(picture.medians) == 10
+    facts = dict(picture.facts)
+    assert facts["videos"] == "10" and len(picture.scores) == 32 - 3 and len(picture.medians) == 10
+    assert facts["failed"] == f"{sum(count for _, count in picture.reasons)}, 2 dropped"
+    index = Index.load(store)
+    relabel.drop(store, [one for one, name in zip(index.id, index.class_name) if name == index.class_name[0]])
+    picture = census.store_picture(Index.load(store), read_json(store / "store.json"), GEOMETRY)
+    assert dict(picture.facts)["classes"].endswith(", 1 without videos")
     assert show.main([str(store), "--html", str(tmp_path / "page")]) == cli.DONE
     summary, = read(tmp_path / "page/data/store.js")
     assert {one["name"]: one["count"] for one in summary["kinds"] if one["name"] in ("twin", "short")} == {

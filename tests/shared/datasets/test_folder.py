@@ -236,6 +236,11 @@ class TestCSV:
         assert [video.label for video in catalog.videos] == [-1] * 5 + [1, 2, 0]
         assert "read as unlabelled: 4 labels -1 or nan of l.csv" in catalog.notes
 
+    def test_rows_that_a_spreadsheet_fills_up(self, tmp_path):
+        file = write(tmp_path / "l.csv", "path,label,,\r\na.mp4,x,,\r\nb.mp4,y,,,,\r\n,,,\r\n\r\n , \r\n")
+        catalog = open_catalog("folder", touch(tmp_path / "v", "a.mp4", "b.mp4"), file)
+        assert [(video.id, video.class_name) for video in catalog.videos] == [("a.mp4", "x"), ("b.mp4", "y")]
+
     @pytest.mark.parametrize("labels, classes", [
         (["10", "2", "1"], ["1", "2", "10"]), (["0", "-2", "+1", "01"], ["-2", "0", "+1", "01"]),
         (["1.0", "10.0", "2.0"], ["1.0", "2.0", "10.0"]), (["10", "2", "b"], ["10", "2", "b"]),

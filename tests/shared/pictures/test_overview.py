@@ -121,7 +121,8 @@ def test_equal_scores_are_seen(score):
 
 
 @pytest.mark.parametrize("values", [np.array([1, 2, 3]), np.array([7]), np.array([5, 90_000]), np.array([0.5, 0.6]),
-                                    np.full(3, 1e-7), np.arange(1, 15)])
+                                    np.full(3, 1e-7), np.arange(1, 15),
+                                    0.1357870456 + np.array([0, 1, 3]) * 1e-17, np.float32([0.5, 0.50000006])])
 @pytest.mark.parametrize("beside", [(), (31,)])
 def test_bins_hold_every_value(values, beside):
     edges, log = bins(values, *beside)
