@@ -152,7 +152,8 @@ def test_240_000_videos_page_sort_and_search(browser, tmp_path):
     ids = [f"{name}/{i:06}.mp4" for i, name in enumerate(names)]
     plain = [ids, ids, ["p"] * count, ["0"] * count, ["60"] * count, ["0"] * count, names, [""] * count,
              ["train"] * count, ["30.0"] * count, ["256"] * count, ["340"] * count, [""] * count]
-    index = Index(Path("k400"), "000001-00000000", plain, [["p"], ["packs/8x8/p"], ["60"], ["1"], ["cpu"], [""]])
+    packs = [["p"], ["packs/8x8/p"], ["60"], ["1"], ["cpu"], ["zarr.json:1:00000000"]]
+    index = Index(Path("k400"), "000001-00000000", plain, packs)
     numbers, found = VideoNumbers(index, None), Suspects()
     numbers.motion[:] = np.random.default_rng(0).permutation(count) % 9999   # the page keeps four digits
     fastest = np.argsort(-numbers.motion, kind="stable")
