@@ -214,9 +214,18 @@ def _connect(workers: int | None, address: str | None):
     try:
         if address not in (None, "auto"):
             look_for_head(address)
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        try:
+            ray.init(**settings)
+        except Exception:      # a machine with too much to do misses Ray's own deadlines
+            if address is not None:
+                raise
+            ray.shutdown()
+            ray.init(**settings)
+    except Exception as error:
         if address is None:
+            raise Stopped(f"Ray did not start on this machine, twice ({_line(error)}); wait until less runs here, or "
+                          f"take --engine dask, then {GO_ON}") from error
+        if not isinstance(error, (ConnectionError, RuntimeError, ValueError)):
             raise
         raise RequestError(f"--address {address}: no Ray cluster that this process can join ({_line(error)}); expected "
                            "auto, or HOST:6379 of a head that runs (ray start --head); one that asks for its token is "

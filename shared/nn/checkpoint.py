@@ -15,6 +15,8 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,9 +98,23 @@ def _whole(state: dict, keys: tuple[str, ...], path: Path) -> dict:
     if missing:
         raise RequestError(f"{path} is no checkpoint of motionpack: it has no {', '.join(missing)}; expected a file "
                            "that train/main.py wrote, such as RUN/last.pt")
-    if state["format"] != FORMAT:
-        raise RequestError(f"{path} has checkpoint format {state['format']!r}; this version reads {FORMAT}")
+    if type(state["format"]) is not int or state["format"] != FORMAT:
+        raise RequestError(f"{path} has checkpoint format {repr(state['format'])[:60]}; this version reads {FORMAT}")
     return state
+
+
+@contextmanager
+def well_formed(path: Path) -> Iterator[None]:
+    """What the block takes from a checkpoint and finds of another kind or shape is one RequestError: any file can call
+    itself a checkpoint. For blocks that do nothing else."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
+        if isinstance(error, RequestError):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise RequestError(f"{path} holds what no checkpoint of this version does ({type(error).__name__}: {said}); "
+                           "expected a file that train/main.py or evaluate.run wrote, such as RUN/last.pt") from error
 
 
 def load_backbone(path: Path, device: torch.device | str = "cpu") -> tuple[Backbone, dict]:
@@ -110,8 +126,14 @@ def load_backbone(path: Path, device: torch.device | str = "cpu") -> tuple[Backb
     state = read(path, device)
     if state.get("kind") == FINETUNED:
         found = _finetuned(state, path, device)
-        return found.backbone, {**found.provenance, "recipe": found.recipe}
+        with well_formed(path):
+            return found.backbone, {**found.provenance, "recipe": found.recipe}
     state = _whole(state, KEYS, path)
+    with well_formed(path):
+        return _trained(state, path, device)
+
+
+def _trained(state: dict, path: Path, device) -> tuple[Backbone, dict]:
     model = recipe_of(state, path).model
     weights = {key.removeprefix(BACKBONE): value for key, value in state["learner"].items() if key.startswith(BACKBONE)}
     backbone = fill_backbone(model.backbone, model.width, weights, path)
@@ -140,12 +162,13 @@ def load_finetuned(path: Path, device: torch.device | str = "cpu") -> Finetuned:
 
 def _finetuned(state: dict, path: Path, device) -> Finetuned:
     state = _whole(state, FINETUNED_KEYS, path)
-    model, weights = state["recipe"]["model"], state["head"]
-    backbone = fill_backbone(model["backbone"], model["width"], state["backbone"], path)
-    head = torch.nn.Linear(backbone.features, len(state["classes"]))
-    load_weights(head, weights, path)
-    return Finetuned(backbone.to(device).eval(), head.to(device).eval(), list(state["classes"]), state["recipe"],
-                     state["provenance"])
+    with well_formed(path):
+        model, weights = state["recipe"]["model"], state["head"]
+        backbone = fill_backbone(model["backbone"], model["width"], state["backbone"], path)
+        head = torch.nn.Linear(backbone.features, len(state["classes"]))
+        load_weights(head, weights, path)
+        return Finetuned(backbone.to(device).eval(), head.to(device).eval(), list(state["classes"]), state["recipe"],
+                         state["provenance"])
 
 
 def recipe_of(state: dict, path: Path) -> Pretraining:

@@ -6,8 +6,10 @@ What exists stays usable: a setting that was added later is declared by `late`, 
 does not name.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import re
 import sys
 import types
@@ -20,8 +22,10 @@ from shared.cli import RequestError, nearest
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)     # libyaml, where there is one: seven times as fast
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")     # 1e-3 is a word to YAML 1.1
+# What the YAML library raises for text that is none: dates of a 13th month, `!!int x`, a thousand brackets.
+NO_YAML = yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
 LATE = "late"
-EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+EXPECTED = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
 
 
 def differences(stored: dict, asked: dict, prefix: str = "") -> list[str]:
@@ -98,8 +102,8 @@ def load_document(path: Path | None = None) -> dict:
     path = path or pipelines_path()
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), LOADER)
-    except yaml.YAMLError as error:
-        raise RequestError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    except NO_YAML as error:
+        raise RequestError(f"{path.name} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(document, dict):
         raise RequestError(f"{path.name} holds {type(document).__name__}; expected datasets, recipes and run")
     return document
@@ -131,8 +135,8 @@ def apply_settings(tree: dict, sections: dict[str, type], settings: typing.Seque
         text = setting.partition("=")[2]
         try:
             tree[section][name] = float(text) if EXPONENT.fullmatch(text.strip()) else yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise RequestError(f"--set {setting!r}: the value is not a number, word or list") from None
+        except NO_YAML:
+            raise RequestError(f"--set {setting[:200]!r}: the value is not a number, word or list") from None
     return tree
 
 
@@ -168,10 +172,12 @@ def _convert(value, hint, where: str):
         if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
             return tuple(part.strip() for part in parts)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif type(value) is hint:
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(value):
+                return float(value)
+    elif type(value) is hint and (hint is not int or abs(value) < 2 ** 99):
         return value
-    raise RequestError(f"{where} is {value!r}; expected {EXPECTED.get(hint, 'a list of words')}")
+    raise RequestError(f"{where} is {repr(value)[:200]}; expected {EXPECTED.get(hint, 'a list of words')}")
 
 
 def _convert_union(value, hints, where: str):

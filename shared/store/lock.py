@@ -59,8 +59,12 @@ def _acquire(store: Path, made: list[Path]) -> int:
         try:
             _make_folders(store, made)
             fd = os.open(store / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
-            continue  # a run that was refused has just removed the folder
+        except FileNotFoundError as error:     # a run that was refused has just removed the folder
+            if time.monotonic() > deadline:    # or the file system takes no new folders
+                raise RequestError(f"--store {store}: {error.filename}: cannot be made here ({error.strerror}, again "
+                                   "and again); check the path and that its disk is mounted") from error
+            time.sleep(0.02)
+            continue
         try:
             held = _try_lock(fd, store / LOCK)
         except BaseException:

@@ -13,7 +13,7 @@ import torch
 
 from shared import cli
 from shared.cli import RequestError
-from shared.nn import checkpoint
+from shared.nn import checkpoint, load
 
 
 @pytest.fixture
@@ -166,3 +166,28 @@ def test_a_full_disk_at_any_byte_is_named_and_leaves_the_old_one(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.load(path, weights_only=True) == {"step": 1} and os.listdir(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize("key, value", [
+    ("recipe", None), ("recipe", []), ("recipe", {"model": 3}), ("learner", None), ("learner", [1]),
+    ("learner", {1: 2}),
+    ("provenance", None), ("provenance", [1]), ("recipe.model.width", 10 ** 9), ("recipe.model.width", -1),
+    ("recipe.model.width", "x"), ("recipe.model.backbone", 7), ("recipe.model.backbone", ["s3d"]),
+    ("learner.weight", None), ("format", None),
+    ("format", 10 ** 9), ("format", torch.zeros(2))])
+def test_hand_made_ones_are_refused_in_one_line(state, tmp_path, key, value):
+    section, _, name = key.partition(".")
+    if name:
+        part = state[section]
+        if section == "recipe":
+            part, name = part["model"], name.rpartition(".")[2]
+        name = next(key for key in part if key.startswith(checkpoint.BACKBONE)) if section == "learner" else name
+        assert name in part
+        part[name] = value
+    else:
+        state[key] = value
+    torch.save(state, tmp_path / "a.pt")
+    for read in (checkpoint.load_backbone, load):
+        with pytest.raises(RequestError) as caught:
+            read(tmp_path / "a.pt")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 900

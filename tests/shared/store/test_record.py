@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -219,3 +220,11 @@ def test_an_error_of_the_run_itself_passes(tmp_path):
     with pytest.raises(PermissionError):
         with store_lock(tmp_path):
             raise PermissionError(errno.EACCES, "denied", "elsewhere")
+
+
+def test_a_place_that_takes_no_new_folders(monkeypatch):
+    """As a mistyped automount: mkdir answers ENOENT for ever, as /proc does."""
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.1)
+    with pytest.raises(RequestError, match="/proc/nowhere: cannot be made here .*check the path and that its disk"):
+        with lock.store_lock(Path("/proc/nowhere/store")):
+            pass
