@@ -238,7 +238,9 @@ def probe(path: str | Path, square_pixels: bool = True, reading: int = READING) 
         count, basis = (stream.frames, "count") if stream.frames > 0 else (round(duration * fps), "duration")
         notes = [source.note, _rate_note(source), aspect_note]
         size = os.path.getsize(path)
-        if not 0 < MIN_BYTES_PER_FRAME * count <= size <= max(count * first.height * first.width, SMALL):
+        # A fragmented MP4's count may be of its first fragment only.
+        if round(duration * fps) > 2 * count or \
+                not 0 < MIN_BYTES_PER_FRAME * count <= size <= max(count * first.height * first.width, SMALL):
             if count:
                 notes.append(f"headers claim {plural(count, 'frame')}")
             counts, whole = count_packets(path, [stream.index])

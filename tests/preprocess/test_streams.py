@@ -260,6 +260,20 @@ def test_what_lies_beyond_is_estimated_from_the_bytes(tmp_path, monkeypatch):
     assert told.basis == "bytes" and told.frames == counts[0]
 
 
+def test_a_fragmented_file_has_the_frames_of_all_its_fragments(tmp_path):
+    """Its header has the count of the first one only, or none."""
+    whole = film(tmp_path / "whole.mp4", "libx264", {"qp": "20", **KEY})
+    for flags, basis in (("frag_keyframe", "packets"), ("frag_keyframe+empty_moov", "duration")):
+        with av.open(str(whole)) as old, av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": flags}) as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    new.mux(packet)
+        told = probe(tmp_path / "a.mp4")
+        assert (told.frames, told.basis) == (60, basis)
+
+
 def test_a_duration_that_the_bytes_belie_is_not_believed(tmp_path):
     """A Matroska header of 40 ms, and one of 40,000 hours."""
     whole = write(tmp_path / "a.mkv", np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3), dtype=np.uint8))
