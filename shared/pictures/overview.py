@@ -114,6 +114,8 @@ def _motion_histogram(axes: Axes, picture: StorePicture) -> None:
     if log:
         axes.set_xscale("log")
         log_ticks(axes.xaxis, edges[0], edges[-1])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(TICKS - 1))
     axes.set_xlabel(f"score ({RATE})", fontsize=11)
     axes.set_ylabel("share (%)", fontsize=11)
     _legend(axes)
@@ -133,7 +135,7 @@ def _length_histogram(axes: Axes, picture: StorePicture) -> None:
         axes.set_xscale("log")
         log_ticks(axes.xaxis, edges[0], edges[-1])
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(TICKS, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
     shorter = int((picture.frames < picture.span).sum())
     axes.axvline(picture.span, color=CHOSEN, linestyle="--", linewidth=1.3,
@@ -147,7 +149,7 @@ def _length_histogram(axes: Axes, picture: StorePicture) -> None:
 def _count_axis(axes: Axes) -> None:
     """The y axis counts videos: whole numbers, with separators."""
     axes.set_ylabel("videos", fontsize=11)
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(TICKS, integer=True))
     axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
@@ -196,10 +198,10 @@ def _sizes_curve(axes: Axes, counts: Sequence[tuple[str, int]]) -> None:
     axes.set_xlim(0.5, len(sizes) + 0.5)
     axes.set_xlabel("class, the largest first", fontsize=11)
     _count_axis(axes)
-    axes.set_ylim(0, 1.75 * sizes.max())
+    axes.set_ylim(0, 1.9 * sizes.max())
     ends = [*((name, count) for name, count in counts[:3]), ("\u2026", None), *counts[-3:]]
     for line, (name, count) in enumerate(ends):
-        axes.text(0.97, 0.97 - 0.062 * line, short(name, 32) + (f"  {count:,}" if count is not None else ""),
+        axes.text(0.97, 0.97 - 0.062 * line, short(name, 44) + (f"  {count:,}" if count is not None else ""),
                   transform=axes.transAxes, fontsize=9, ha="right", va="top", color=QUIET, parse_math=False)
     axes.tick_params(labelsize=10)
 

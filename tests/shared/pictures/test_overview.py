@@ -57,7 +57,7 @@ def test_more_classes_are_a_curve_of_their_sizes(classes):
     said = [text.get_text() for text in axes.texts]
     assert said[0] == "class 0  2,000" and said[-1] == f"class {classes - 1}  {2000 - classes + 1:,}"
     figure.draw_without_rendering()
-    assert "1,200" in [label.get_text() for label in axes.get_yticklabels()]
+    assert "1,600" in [label.get_text() for label in axes.get_yticklabels()]
 
 
 def test_what_does_not_fit_is_summed_in_words_and_dwarfs_nothing():
@@ -106,6 +106,14 @@ def test_logarithmic_ticks_stand_apart(low, high):
     assert 2 <= len(said) <= 6 and not any("e" in text or "$" in text for text in said), said
     assert [float(text.replace(",", "")) for text in said] == pytest.approx(axes.get_xticks())
     apart([*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)])
+
+
+@pytest.mark.parametrize("low, high", [(0.0291, 0.0655), (0.1, 1.9), (3e-5, 5e-4), (9.9, 101.0), (0.031, 0.0335)])
+def test_scores_of_a_narrow_range_have_ticks_apart(low, high):
+    scores = np.linspace(low, high, 40, dtype=np.float32)
+    figure = store_figure(dataclasses.replace(store(), scores=scores, medians=scores[::9]))
+    figure.draw_without_rendering()
+    apart(panel(figure, "motion of clips").get_xticklabels())
 
 
 @pytest.mark.parametrize("score", [0.0312, 1e-5, 12.0])
