@@ -119,7 +119,8 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
             stack.callback(os.close, claim(args.out, args.resume == "auto"))
         folder, first = checkpoint.Folder(args.out, run.keep), 0
         if args.resume and os.path.lexists(folder.last):     # a link to what is gone is refused, not begun anew
-            first, provenance = restore(folder.last, training, provenance, learner, optimizer, sampler, world, say)
+            with checkpoint.well_formed(folder.last):
+                first, provenance = restore(folder.last, training, provenance, learner, optimizer, sampler, world, say)
     target_shape = learner.query.backbone.h_shape(recipe.sampling.geometry.length, recipe.sampling.size)[1:]
     introduce(training, data, schedule, learner, provenance, first, say)
     if first == schedule.steps:

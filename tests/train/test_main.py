@@ -418,3 +418,18 @@ def test_under_torchrun_rank_0_alone_speaks(store, tmp_path):
     last = [line for line in errors.splitlines() if line.strip("= ")][-1]      # below torchrun's own traceback
     assert last == "  traceback : error: --set 'epohs' is no setting; did you mean 'epochs'?"
     assert "stopping ..." not in errors and not (tmp_path / "run").exists()
+
+
+def test_hand_made_checkpoints_are_not_resumed(unbroken, store, tmp_path, quiet_torch):
+    """Wrong kinds and shapes in what only going on reads: one line each."""
+    run, good = tmp_path / "run", load(unbroken[0] / "last.pt")
+    run.mkdir()
+    optimizer = good["optimizer"]
+    narrow = {number: {"momentum_buffer": torch.zeros(3)} for number in optimizer["state"]}
+    for change in ({"provenance": {}}, {"provenance": {**good["provenance"], "world_size": "x"}}, {"rng": []},
+                   {"step": 10 ** 9}, {"step": "x"}, {"optimizer": {}}, {"optimizer": {**optimizer, "state": narrow}},
+                   {"sampler": None}, {"rng": [None]}):
+        torch.save({**good, **change}, run / "last.pt")
+        with pytest.raises(RequestError) as caught:
+            train(store, run, "--resume", "auto")
+        assert "last.pt" in str(caught.value) and "\n" not in str(caught.value), change.keys()
