@@ -181,8 +181,8 @@ def _notes(index: Index, said: Annotations, train: Placed, truth: Placed) -> lis
     for name, placed in (("training", train), ("test", truth)):
         if not placed.within.all():
             beyond = plural(int((~placed.within).sum()), f"{name} person stands", f"{name} persons stand")
-            notes.append(f"{beyond} at keyframes beyond the video's end, and "
-                         + ("left out." if name == "training" else "counted as not found."))
+            notes.append(f"{beyond} at keyframes beyond the video's end: "
+                         + ("left out." if name == "training" else "they count as not found."))
     if train.cut or truth.cut:
         cut = plural(train.cut + truth.cut, "video begins", "videos begin")
         notes.append(f"{cut} at second 900 of the movie, as the length has it.")
