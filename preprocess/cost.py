@@ -9,15 +9,15 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from preprocess.decode import ESTIMATES, Probe, good_runs, probe
 from preprocess.flow import runs_here
-from preprocess.isolate import ChildProcess, Died, InProcess
 from preprocess.plan import Plan, PlannedPack
 from preprocess.task import PackReport, PackTask, make_pack
 from shared.cli import Progress, RequestError, duration, plural, size
 from shared.datasets.catalog import Catalog
 from shared.recipes.preprocessing import Recipe, Run
 from shared.store.place import ObjectPath, Place
+from shared.videos.decode import ESTIMATES, Probe, good_runs, probe
+from shared.videos.isolate import ChildProcess, Died, InProcess
 
 # Good videos of so many tried, frames of each, seconds in all.
 SAMPLE_VIDEOS, SAMPLE_TRIES, SAMPLE_FRAMES, SAMPLE_S = 3, 8, 33, 10

@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocess.decode import Probe, VideoError, frame_size, probe
-from preprocess.isolate import ChildProcess, Died, InProcess
 from preprocess.task import Misplanned, PackTask
 from shared.cli import Progress, plural
 from shared.datasets.catalog import Catalog, Video
 from shared.recipes.preprocessing import Recipe, Run
 from shared.store.place import Place
 from shared.store.tables import FailureRow
+from shared.videos.decode import Probe, VideoError, frame_size, probe
+from shared.videos.isolate import ChildProcess, Died, InProcess
 
 PROBE_BATCH, PROBE_S = 256, 60         # headers asked for at once; seconds for one
 

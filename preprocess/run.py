@@ -17,7 +17,6 @@ from pathlib import Path
 from preprocess import cost as costing
 from preprocess import drive, engines
 from preprocess import flow as optical_flow
-from preprocess.isolate import ChildProcess, InProcess
 from preprocess.plan import Plan
 from preprocess.session import Session, agree, check_place, stored_recipe
 from preprocess.stages import FlowError, flow_parameters
@@ -29,6 +28,7 @@ from shared.recipes.preprocessing import Pipeline, load_pipeline
 from shared.store.index import Index
 from shared.store.layout import damage_stops
 from shared.store.place import Place, store_argument
+from shared.videos.isolate import ChildProcess, InProcess
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:

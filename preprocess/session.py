@@ -12,7 +12,6 @@ from pathlib import Path
 
 from preprocess import plan as planning
 from preprocess.engines import Outcome
-from preprocess.isolate import ChildProcess, InProcess
 from preprocess.machine import device, versions
 from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
@@ -29,6 +28,7 @@ from shared.store.place import ObjectPath, Place
 from shared.store.rebuild import build_index, lost_packs
 from shared.store.record import read_json, write_json_atomic, write_record
 from shared.store.tables import DROPPED, FailureRow, PackRow, VideoRow
+from shared.videos.isolate import ChildProcess, InProcess
 
 PUBLISH_SHARE = 50   # a publication takes at most so small a share of the time between two
 TRACEBACKS = 20      # kept in a record

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 
 from preprocess import flow as optical_flow
-from preprocess.decode import VideoError
 from shared import motion
 from shared.clips.index import ClipIndexer
 from shared.recipes.preprocessing import Recipe
+from shared.videos.decode import VideoError
 
 MOTION_BATCH = 8  # frames whose flow derivatives stay in the cache together
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import cv2
 
-from preprocess.decode import GoodRun, VideoError, frame_size, good_runs, open_video
 from preprocess.stages import Decoded, FlowError, TooShort, motion_arrays, prefetch, with_flow
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.datasets.catalog import Video
@@ -26,6 +25,7 @@ from shared.store.packs import PackWriter
 from shared.store.place import Place
 from shared.store.tables import FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT
+from shared.videos.decode import GoodRun, VideoError, frame_size, good_runs, open_video
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 from preprocess.engines import RETRIES, Outcome, Resources
 from preprocess.engines.guard import portable
-from preprocess.isolate import out_of_reach
 from shared.cli import RequestError, Stopped
+from shared.videos.isolate import out_of_reach
 
 PR_SET_PDEATHSIG = 1   # prctl(2)
 PATIENCE_S = 30.0      # until an engine that does not close is killed

@@ -29,8 +29,8 @@ from distributed.utils import sync
 
 from preprocess.engines import RETRIES, Outcome, Resources, guard, ship
 from preprocess.engines.window import Ended, Ledger, fit, lost, unordered
-from preprocess.isolate import out_of_reach
 from shared.cli import RequestError, Stopped
+from shared.videos.isolate import out_of_reach
 
 CONNECT_S = 15.0    # until an address without an answer is refused
 PATIENCE_S = 60.0   # until a cluster without a worker counts as lost

@@ -32,7 +32,7 @@ MAX_WINDOW = 4096  # frames: 3 GB of 256x340 pixels with their flow
 class Frames:
     """Stored frame size in pixels: short side (larger videos shrink, none grows), sides a multiple of `multiple`;
     whether pixels that are not square are made so before; and by which rules files are read
-    (preprocess.streams.READING)."""
+    (shared.videos.streams.READING)."""
 
     short_side: int
     multiple: int

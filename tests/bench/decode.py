@@ -3,7 +3,7 @@
     python tests/bench/decode.py [--repeats N] [--minutes M]
 
 Interleaved repeats, medians of CPU time. `decode` is PyAV's decoding alone on one thread; `fast` adds PyAV's default
-conversion at the source's size (no scaling, swscale's fast path); `frames` is preprocess.decode.
+conversion at the source's size (no scaling, swscale's fast path); `frames` is shared.videos.decode.
 """
 
 import argparse
@@ -21,12 +21,12 @@ import av
 import cv2
 import numpy as np
 
-from preprocess.decode import open_video
+from shared.videos.decode import open_video
 
 SIZES = [(240, 320), (256, 340), (360, 480), (480, 640), (720, 1280), (1080, 1920)]  # height, width
 CHILD = """
 import json, sys
-from preprocess.decode import open_video
+from shared.videos.decode import open_video
 with open_video(sys.argv[1]) as video:
     frames = sum(len(window) for window in video)
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -15,13 +15,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocess.decode import open_video
 from preprocess.flow import flow_window, parameters, resolve
 from preprocess.synthetic import make_videos
 from shared import motion
 from shared.datasets.catalog import open_catalog
 from shared.store.chunks import decode_edges, half, quantise_edges
 from shared.store.layout import EDGE_MAX
+from shared.videos.decode import open_video
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/videos"
 MOVING = 0.1         # px/frame per px: what counts as an edge of motion in the relative error

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import av
 
-from preprocess.isolate import ChildProcess, Died
 from shared.store.index import Index, read_failures
+from shared.videos.isolate import ChildProcess, Died
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 FRAMES, SIDE, LARGEST = 48, 96, 400_000   # of a source: frames, px high, bytes

@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocess.decode import open_video
 from preprocess.flow import resolve, tvl1
 from preprocess.synthetic import make_videos
 from shared import motion
@@ -22,6 +21,7 @@ from shared.clips import index
 from shared.clips.index import ClipGeometry
 from shared.datasets.catalog import open_catalog
 from shared.datasets.truth import load_truth
+from shared.videos.decode import open_video
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/videos"
 NEAR = np.ones((17, 17), np.uint8)   # 8 px around the object: half of TV-L1's smoothing and the 8 px cell

@@ -27,7 +27,6 @@ from numcodecs import zstd
 from seek import pyav_seek
 
 import shared.store.codecs  # noqa: F401
-from preprocess.decode import open_video
 from shared import motion
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.store.chunks import encode_jpeg
@@ -35,6 +34,7 @@ from shared.store.index import Index, PackRow, VideoRow, publish
 from shared.store.packs import PackWriter
 from shared.store.reader import StoreReader
 from shared.store.shards import ReadCounts
+from shared.videos.decode import open_video
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/videos/kinetics"
 CLIP = ClipGeometry(16, 2)

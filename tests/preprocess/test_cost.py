@@ -10,8 +10,8 @@ from preprocess import plan as planning
 from shared.cli import RequestError
 from shared.datasets.catalog import open_catalog
 from shared.recipes.preprocessing import load_pipeline
-from tests.preprocess.test_decode import scene, write
-from tests.preprocess.test_streams import copied, live, zeroed
+from tests.shared.videos.test_decode import scene, write
+from tests.shared.videos.test_streams import copied, live, zeroed
 
 
 def test_what_cannot_fit_is_refused(tmp_path):

@@ -6,11 +6,11 @@ import pytest
 import zarr
 
 from preprocess import run
-from preprocess.decode import open_video
 from preprocess.flow import flow_window, parameters
 from shared.store.chunks import decode_edges
 from shared.store.index import Index
 from shared.store.reader import StoreReader
+from shared.videos.decode import open_video
 
 MORE = ["--engine", "serial", "--flow", "cpu", "--set", "preset=fast"]
 

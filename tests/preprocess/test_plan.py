@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess import plan as planning
-from preprocess.decode import Probe
-from preprocess.isolate import ChildProcess
 from preprocess.plan import PlannedPack
 from preprocess.task import Misplanned
 from shared.datasets.catalog import open_catalog
 from shared.recipes.preprocessing import load_pipeline
+from shared.videos.decode import Probe
+from shared.videos.isolate import ChildProcess
 
 RECIPE = load_pipeline("folder").recipe
 

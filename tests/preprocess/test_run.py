@@ -19,14 +19,14 @@ import pytest
 import zarr
 
 from preprocess import check, cost, drive, plan, reindex, run, stages
-from preprocess.decode import probe
 from shared.cli import RequestError, Stopped
 from shared.store.index import Index, read_failures
 from shared.store.reader import StoreReader
 from shared.store.record import read_json, read_records
-from tests.preprocess.test_decode import scene, write
-from tests.preprocess.test_decode_pictures import shaped
-from tests.preprocess.test_streams import copied, zeroed
+from shared.videos.decode import probe
+from tests.shared.videos.test_decode import scene, write
+from tests.shared.videos.test_decode_pictures import shaped
+from tests.shared.videos.test_streams import copied, zeroed
 
 SMALL = ["--engine", "serial", "--set", "packs.videos=4", "--set", "threads=2"]
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import zarr
 
-from preprocess.decode import open_video
 from preprocess.run import resolve
 from preprocess.task import PackTask, make_pack
 from shared.cli import plural
@@ -25,8 +24,9 @@ from shared.store.committed import committed_packs, sweep_partials
 from shared.store.layout import StoreError
 from shared.store.tables import FailureRow, file_start
 from shared.store.verify import verify_pack
-from tests.preprocess.test_decode import read, scene, write
-from tests.preprocess.test_streams import copied, zeroed
+from shared.videos.decode import open_video
+from tests.shared.videos.test_decode import read, scene, write
+from tests.shared.videos.test_streams import copied, zeroed
 
 
 def task_for(root, store, videos, settings=(), **changes):

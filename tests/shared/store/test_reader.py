@@ -236,10 +236,10 @@ def test_packs_that_the_index_does_not_list_are_not_read(small_store):
                                   "kinetics/cleaning_pool/mmaction_rawvideo_part_0.mp4"])
 def test_a_real_video(data_root, tmp_path, path):
     """Decoded, written in windows, read in clips: what comes back is the video, as JPEG at quality 85 shows it."""
-    from preprocess.decode import open_video
     from shared.clips.index import ClipIndexer
     from shared.store.index import VideoRow
     from shared.store.packs import PackWriter
+    from shared.videos.decode import open_video
     with open_video(data_root / "videos" / path) as video:
         windows = list(video)
     geometry, size = ClipGeometry(16, 2), windows[0].shape[1:3]

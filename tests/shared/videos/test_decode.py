@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.decode import VideoError, count_frames, frame_size, open_video, probe
+from shared.videos.decode import VideoError, count_frames, frame_size, open_video, probe
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def read(path, **options):
@@ -250,6 +250,21 @@ def test_windows_partition_the_video(tmp_path_factory, count, window):
     assert [len(frames) for frames in windows[:-1]] == [window] * (len(windows) - 1)
     assert 1 <= len(windows[-1]) <= window
     np.testing.assert_array_equal(np.concatenate(windows), truth)
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 40), st.integers(1, 9), st.sets(st.integers(0, 45)))
+def test_only_wanted_frames_are_converted(tmp_path_factory, count, window, wanted):
+    path = tmp_path_factory.mktemp("wanted") / "a.mkv"
+    write(path, scene(count, seed=count))
+    whole, converted = read(path), []
+    with open_video(path, window=window, wanted=wanted) as video:
+        convert = video._convert
+        video._convert = lambda frame, out: (converted.append(video.frames), convert(frame, out))
+        windows = [window.copy() for window in video]
+    there = sorted(number for number in wanted if number < count)
+    assert video.frames == count and converted == there and max(map(len, windows), default=0) <= window
+    np.testing.assert_array_equal(np.concatenate([whole[:0], *windows]), whole[there])
 
 
 def test_earlier_windows_keep_their_values(tmp_path):
@@ -598,7 +613,7 @@ def test_damaged_stream_decodes_alike_every_time(data_root):
 
 
 def test_ffmpeg_keeps_silent(data_root):
-    code = ("import sys; from preprocess.decode import *\n"
+    code = ("import sys; from shared.videos.decode import *\n"
             "for path in sys.argv[1:]:\n"
             "    try: print(count_frames(path))\n"
             "    except VideoError as error: print(error.stage)\n")

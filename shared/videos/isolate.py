@@ -4,7 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
@@ -32,6 +32,12 @@ class InProcess:
     def call(self, fn: Callable, *args, limit_s: float):
         return fn(*args)
 
+    def stream(self, fn: Callable, *args, limit_s: float) -> Generator:
+        return (yield from fn(*args))
+
+    def interrupt(self) -> None:
+        """Nothing runs elsewhere."""
+
     def close(self) -> None:
         """Nothing was started."""
 
@@ -47,6 +53,29 @@ class ChildProcess:
 
     def call(self, fn: Callable, *args, limit_s: float):
         """fn(*args) there. Raises what it raises, and Died when the child is gone or took more than `limit_s` s."""
+        with self._at_work():
+            self.pipe.send((fn, args))
+            value, error, _ = self._receive(limit_s)
+        if error is not None:
+            raise error
+        return value
+
+    def stream(self, fn: Callable, *args, limit_s: float) -> Generator:
+        """What the generator fn(*args) yields there, and returns. Raises as `call` does; limit_s: for each value."""
+        with self._at_work():
+            self.pipe.send((fn, args))
+            while True:
+                value, error, more = self._receive(limit_s)
+                if not more:
+                    break
+                yield value
+        if error is not None:
+            raise error
+        return value
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """With the child there; ended where the block is left before its answer is complete."""
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, theirs = context.Pipe()
@@ -56,10 +85,7 @@ class ChildProcess:
             theirs.close()
         finished = False
         try:
-            self.pipe.send((fn, args))
-            if not self.pipe.poll(limit_s):
-                raise Died(f"took more than {limit_s:g} s")
-            value, error = self.pipe.recv()
+            yield
             finished = True
         except (EOFError, ConnectionError):
             self.process.join()
@@ -69,9 +95,17 @@ class ChildProcess:
         finally:
             if not finished:
                 self.close()
-        if error is not None:
-            raise error
-        return value
+
+    def _receive(self, limit_s: float) -> tuple:
+        if not self.pipe.poll(limit_s):
+            raise Died(f"took more than {limit_s:g} s")
+        return self.pipe.recv()
+
+    def interrupt(self) -> None:
+        """For other threads: what runs in the child comes to an end, and raises Died in its caller."""
+        process = self.process
+        if process is not None and process.pid:
+            process.kill()
 
     def close(self) -> None:
         if self.process is not None:
@@ -92,7 +126,19 @@ def _serve(pipe: Connection, parent: int) -> None:
         except EOFError:
             return
         try:
-            answer = fn(*args), None
+            value = fn(*args)
+            if isinstance(value, Generator):
+                value = _send_all(pipe, value)
+            answer = value, None, False
         except Exception as error:
-            answer = None, error
+            answer = None, error, False
         pipe.send(answer)
+
+
+def _send_all(pipe: Connection, values: Generator):
+    """What the generator yields, one message each; returns what it returns."""
+    while True:
+        try:
+            pipe.send((next(values), None, True))
+        except StopIteration as end:
+            return end.value

@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from preprocess.decode import GoodRun, count_frames, good_runs, open_video, probe
-from preprocess.streams import COUNTED_BYTES, LEADING_PACKETS, VideoError, count_packets, open_source
-from tests.preprocess.test_decode import read, read_damaged, scene, write
+from shared.videos.decode import GoodRun, count_frames, good_runs, open_video, probe
+from shared.videos.streams import COUNTED_BYTES, LEADING_PACKETS, VideoError, count_packets, open_source
+from tests.shared.videos.test_decode import read, read_damaged, scene, write
 
 KEY = {"g": "20"}
 X265 = {"x265-params": "keyint=20:min-keyint=20:log-level=none"}
@@ -253,7 +253,7 @@ def test_a_recording_whose_time_stamps_start_over_is_counted(tmp_path, name, cod
 
 def test_what_lies_beyond_is_estimated_from_the_bytes(tmp_path, monkeypatch):
     path = live(tmp_path / "live.mkv", film(tmp_path / "a.mkv", "mjpeg", {}, frames=60))
-    monkeypatch.setattr("preprocess.streams.COUNTED_BYTES", path.stat().st_size // 3)
+    monkeypatch.setattr("shared.videos.streams.COUNTED_BYTES", path.stat().st_size // 3)
     counts, whole = count_packets(path, [0])
     assert not whole and abs(counts[0] - 60) < 15 and COUNTED_BYTES > 1 << 20
     told = probe(path)

@@ -4,12 +4,13 @@ import operator
 import os
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from preprocess.isolate import ChildProcess, Died, InProcess
+from shared.videos.isolate import ChildProcess, Died, InProcess
 
 
 @pytest.fixture
@@ -58,3 +59,38 @@ def test_what_takes_too_long_is_ended(child):
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert child.call(operator.neg, 1, limit_s=600) == -1
+
+
+def test_what_a_generator_yields_comes_one_by_one(child, tmp_path):
+    for name in "abc":
+        (tmp_path / name / name).mkdir(parents=True)
+    for reader in (child, InProcess()):
+        found = reader.stream(os.walk, str(tmp_path), limit_s=600)
+        assert next(found)[0] == str(tmp_path)
+        assert sorted(found) == sorted(list(os.walk(tmp_path))[1:])
+    pid = child.call(os.getpid, limit_s=600)
+    with pytest.raises(TypeError):
+        next(child.stream(os.walk, "/nowhere/at/all", True, operator.neg, limit_s=600))
+    assert child.call(os.getpid, limit_s=600) == pid
+
+
+def test_a_generator_that_is_left_or_dies_takes_its_process_along(child, tmp_path):
+    (tmp_path / "a").mkdir()
+    pid = child.call(os.getpid, limit_s=600)
+    found = child.stream(os.walk, str(tmp_path), limit_s=600)
+    next(found)
+    found.close()
+    other = child.call(os.getpid, limit_s=600)
+    assert other != pid
+    found = child.stream(os.walk, "/", limit_s=600)
+    next(found)
+    os.kill(other, signal.SIGKILL)
+    with pytest.raises(Died, match="SIGKILL"):
+        list(found)
+
+
+def test_another_thread_interrupts(child):
+    child.call(os.getpid, limit_s=600)
+    threading.Timer(0.3, child.interrupt).start()
+    with pytest.raises(Died, match=r"killed its process \(SIGKILL\)"):
+        child.call(time.sleep, 600, limit_s=600)

@@ -1,11 +1,11 @@
 """Video files -> RGB frames (PyAV).
 
-T frames, HxW pixels. Every scaler runs on one thread, as every decoder does (preprocess.streams).
+T frames, HxW pixels. Every scaler runs on one thread, as every decoder does (shared.videos.streams).
 """
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from preprocess.streams import ASSUMED_FPS, READING, Frames, Source, VideoError, count_packets, open_frames, words
 from shared.cli import plural
+from shared.videos.streams import ASSUMED_FPS, READING, Frames, Source, VideoError, count_packets, open_frames, words
 
 MIN_SIDE = 16  # px; TV-L1's coarsest scale needs this much
 MIN_BYTES_PER_FRAME = 8  # container overhead alone; bounds what a damaged header may claim
@@ -86,18 +86,20 @@ def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 @contextmanager
 def open_video(path: str | Path, short_side: int = 256, multiple: int = 8, window: int = 64, square_pixels: bool = True,
-               reading: int = READING, first: int = 0) -> Iterator["Decoder"]:
+               reading: int = READING, first: int = 0, wanted: Container[int] | None = None) -> Iterator["Decoder"]:
     """A `Decoder` of the file's video stream, closed on leaving. It reads one run of good frames: that which holds the
-    frame number `first` of the file, from there on, or the next one.
+    frame number `first` of the file, from there on, or the next one; of it only those of `wanted`, numbered from the
+    run's first, where it is given.
 
     Raises VideoError: no such file, no video, no such frame, or frames too small.
     """
     with open_frames(path, reading) as (frames, numbered):
-        yield Decoder(frames, numbered, short_side, multiple, window, square_pixels, reading, first)
+        yield Decoder(frames, numbered, short_side, multiple, window, square_pixels, reading, first, wanted)
 
 
 class Decoder:
-    """Iterates once over a run of good frames, in windows (n, H, W, 3) uint8 RGB, 1 <= n <= `window`.
+    """Iterates once over a run of good frames, in windows (n, H, W, 3) uint8 RGB, 1 <= n <= `window`; where only some
+    are wanted, the others are decoded and counted, and an empty window says now and then that it is at work.
 
     Frames are those a full decode gives, in display order, none repeated or dropped for the sake of a rate. Pixels
     that are not square are made so, by widening their narrower side (square_pixels). Matrix and range are the
@@ -112,8 +114,8 @@ class Decoder:
     """
 
     def __init__(self, frames: Frames, numbered: Iterator, short_side: int, multiple: int, window: int,
-                 square_pixels: bool, reading: int, first: int):
-        self.window = window
+                 square_pixels: bool, reading: int, first: int, wanted: Container[int] | None):
+        self.window, self.wanted = window, wanted
         self.frames = self.corrupt = 0
         self.fps = frames.source.fps or ASSUMED_FPS
         self.first, frame = next(((number, frame) for number, frame in numbered if number >= first), (0, None))
@@ -143,8 +145,11 @@ class Decoder:
         try:
             for number, frame in self._numbered:
                 self._check(number, frame)
-                self._convert(frame, out=frames[filled])
-                filled += 1
+                if self.wanted is None or self.frames in self.wanted:
+                    self._convert(frame, out=frames[filled])
+                    filled += 1
+                elif self.frames % self.window == 0:
+                    yield frames[:0]
                 self.frames += 1
                 self.corrupt += frame.is_corrupt
                 if filled == self.window:
