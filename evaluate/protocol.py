@@ -118,13 +118,18 @@ def load_settings(protocol: str, asked: Sequence[str], path: Path | None = None)
 
     Raises RequestError for an unknown key, type or value, naming the nearest right one.
     """
-    types = {part.name: part.type for part in dataclasses.fields(Settings)}
-    sections = (*find_protocol(protocol).sections, "run")
     for key in (one.partition("=")[0].strip() for one in asked):
         others = [name for name in PROTOCOLS if _has(name, key)]
         if others and protocol not in others:
             raise RequestError(f"setting {key}: {protocol} does not read it, {', '.join(others)} would; leave it out")
-    tree = apply_settings(load_document(path)["evaluation"], {name: types[name] for name in sections}, asked)
+    return load_sections(find_protocol(protocol).sections, asked, path)
+
+
+def load_sections(sections: Sequence[str], asked: Sequence[str], path: Path | None = None) -> Settings:
+    """`evaluation:` of pipelines.yaml with `key=value` laid over these sections and `run`. Raises RequestError."""
+    types = {part.name: part.type for part in dataclasses.fields(Settings)}
+    known = {name: types[name] for name in (*sections, "run")}
+    tree = apply_settings(load_document(path)["evaluation"], known, asked)
     settings = build(Settings, tree, "evaluation")
     check(settings)
     return settings

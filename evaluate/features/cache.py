@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.cli import writing
 from shared.store.chunks import crc32c
 from shared.store.layout import StoreError
-from shared.store.record import fsync_directory, hidden_name, read_json, write_json_atomic
+from shared.store.objects import whole
+from shared.store.record import read_json, write_json_atomic
 
 FORMAT = 1
 PART = "part-"
@@ -64,21 +64,13 @@ class FeatureCache:
         """Keep the vectors of `positions`; they count once their JSON is there. Returns them, memory-mapped."""
         path = self.folder / _digest(_general(key)) / _digest(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        file, hidden = path.with_suffix(".npy"), hidden_name(path.with_suffix(".npy"))
-        try:
-            vectors = np.lib.format.open_memmap(hidden, "w+", np.float32, (len(positions), width))
-            with writing(file), open(hidden, "r+b") as made:     # a full disk would end the process at a mapped page
-                os.posix_fallocate(made.fileno(), 0, os.fstat(made.fileno()).st_size)
+        file = path.with_suffix(".npy")
+        with whole(file) as hidden:
+            vectors = new_vectors(hidden, len(positions), width)
             for row, position in enumerate(positions):
                 source, at = known[position]
                 vectors[row] = source[at]
             vectors.flush()
-            with open(hidden, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(hidden, file)
-        finally:
-            hidden.unlink(missing_ok=True)
-        fsync_directory(path.parent)
         write_json_atomic(path.with_suffix(".json"), {
             "format": FORMAT, "key": key, "crc32c_vectors": checksum(vectors), "positions": list(positions)})
         return np.load(file, mmap_mode="r")
@@ -88,6 +80,14 @@ class FeatureCache:
         for name in self.folder.glob(f"{_digest(_general(key))}/{PART}*"):
             if name.stem.startswith(f"{PART}{_digest(key)}-"):
                 name.unlink()
+
+
+def new_vectors(path: Path, rows: int, width: int) -> np.memmap:
+    """A new .npy of (rows, width) float32, its room taken: a full disk would end the process at a mapped page."""
+    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (rows, width))
+    with open(path, "r+b") as made:
+        os.posix_fallocate(made.fileno(), 0, os.fstat(made.fileno()).st_size)
+    return vectors
 
 
 def checksum(vectors: np.ndarray) -> int:

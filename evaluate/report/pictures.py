@@ -86,7 +86,7 @@ def neighbours_figure(rows: Sequence[tuple[Tile, Sequence[Tile], np.ndarray]]) -
         left = 0.1 + j * width * 1.12 + (0.2 if j else 0)
         axes = bare(figure.add_axes((left / across, 1 - (0.35 + i * (height + gap) + height) / down, width / across,
                                      height / down)))
-        axes.imshow(_square(tile.frame, width / height), aspect="auto")
+        axes.imshow(middle(tile.frame, width / height), aspect="auto")
         axes.set_title(title, fontsize=9, pad=3, color=QUIET if j == 0 else colour, parse_math=False)
         for side in axes.spines.values():
             side.set(visible=True, edgecolor=colour, linewidth=3)
@@ -99,7 +99,7 @@ def neighbours_figure(rows: Sequence[tuple[Tile, Sequence[Tile], np.ndarray]]) -
     return figure
 
 
-def _square(frame: np.ndarray, aspect: float) -> np.ndarray:
+def middle(frame: np.ndarray, aspect: float) -> np.ndarray:
     """The middle of a frame at the tile's aspect, width over height, so that nothing is squeezed."""
     height, width = frame.shape[:2]
     wide, high = min(width, round(height * aspect)), min(height, round(width / aspect))

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 
+from shared.cli import writing
 from shared.store.chunks import crc32c
 from shared.store.layout import StoreError
 from shared.store.lease import held
 from shared.store.place import ObjectPath, Place, side_by_side
+from shared.store.record import fsync_directory, hidden_name
 from shared.store.tables import PackRow
 from shared.store.verify import ROOT
 
@@ -56,6 +58,31 @@ def _remove_abandoned(folder: Path) -> None:
         pass  # at work
     finally:
         os.close(lock)
+
+
+@contextmanager
+def whole(target: Place) -> Iterator[Path]:
+    """A local file to write: when the block ends it becomes `target`, all of it at once; an error changes nothing."""
+    if isinstance(target, ObjectPath):
+        with closing(Scratch()) as scratch:
+            local, crc = scratch.folder / target.name, 0
+            with writing(local):
+                yield local
+            with open(local, "rb") as file:
+                while data := file.read(PART):
+                    crc = crc32c(data, crc)
+            _upload(local, target, local.stat().st_size, crc)
+        return
+    hidden = hidden_name(target)
+    try:
+        with writing(target):
+            yield hidden
+            with open(hidden, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(hidden, target)
+    finally:
+        hidden.unlink(missing_ok=True)
+    fsync_directory(target.parent)
 
 
 @contextmanager
