@@ -189,7 +189,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
              "recipe_hash": document["recipe_hash"]}
     summary = results.summarise(args.protocol, runs, chosen, [results.origin(encoder) for encoder in encoders], store,
                                 remarks)
-    shown = [*runs[0].result.figures, *background_figures(args.out, encoders[0], index, document)]
+    shown = [*runs[0].result.figures, *background_figures(args.out, encoders, index, document)]
     summary["figures"] = results.listed(args.out, shown)
     results.write_metrics(args.out, summary)
     name = f"{args.protocol}: {encoders[0].text}{f' and {len(encoders) - 1} more' if len(encoders) > 1 else ''} on " \
@@ -234,14 +234,16 @@ def check_alike(encoders: Sequence[Encoder], texts: Sequence[str], settings: Set
     return views[0]
 
 
-def background_figures(out: Path, encoder: Encoder, index: Index, document: dict) -> list[Figure]:
-    """The pre-training's learning curves, where its run is at hand, and the store's overview."""
+def background_figures(out: Path, encoders: Sequence[Encoder], index: Index, document: dict) -> list[Figure]:
+    """The learning curves of every pre-training whose run is at hand, and the store's overview."""
     shown = []
-    rows = results.read_rows(encoder.run / "metrics.jsonl") if encoder.run else []
-    if len(rows) > 1:
-        figures.save(pictures.curves_figure(rows), out / "curves.png")
-        shown.append(Figure(out / "curves.png", f"Learning curves of the pre-training, "
-                            f"{plural(len(rows), 'logged step')}; strong lines: running means."))
+    for number, encoder in enumerate(encoders, 1):
+        rows = results.read_rows(encoder.run / "metrics.jsonl") if encoder.run else []
+        if len(rows) > 1:
+            path = out / ("curves.png" if number == 1 else f"curves-{number}.png")
+            figures.save(pictures.curves_figure(rows), path)
+            shown.append(Figure(path, f"Learning curves of the pre-training of {encoder.text}, "
+                                f"{plural(len(rows), 'logged step')}; strong lines: running means."))
     picture = store_picture(index, document, ClipGeometry.parse(document["recipe"]["clips"]["geometries"][0]))
     figures.save(overview.store_figure(picture), out / "store.png")
     return [*shown, Figure(out / "store.png", f"The store: {plural(len(index), 'video')} of {document['dataset']}.")]

@@ -100,7 +100,7 @@ class Plan:
                              self.args.settings)
 
     def _splits(self, index: Index, protocol: str) -> dict:
-        pairs = split_pairs(index, argparse.Namespace(**vars(self.args), protocol=protocol))
+        pairs = split_pairs(index, argparse.Namespace(**vars(self.args), protocol=protocol, holdout=None))
         return {"train": list(dict.fromkeys(train for train, _ in pairs)),
                 "test": list(dict.fromkeys(test for _, test in pairs)), "leave_out": self.args.leave_out}
 

@@ -33,19 +33,6 @@ SUPERVISED, PRIOR = "supervised", "prior"
 GROUP = 8                         # clips that share BN statistics in the supervised baseline
 PLAIN = {"accumulate": 1, "bn_group": GROUP, "lr": 0.04, "dropout": 0.0, "rand_n": 0, "flip": True, "area_min": 0.5}
 SHARED = "background and motion", "background alone", "motion alone", "neither"
-NAMES = {
-    "linear": "linear classifier, motion classes",
-    "knn": "kNN, motion classes",
-    "background_r@1": "the nearest test video has the same background",
-    "motion_r@1": "the nearest test video has the same motion class",
-    "dense": "motion at the positions of h, from the features there: correlation in a clip, prior taken out",
-    "dense_own_other": "the same, prior left in, own clip minus clips of other videos",
-    "energy": "motion of a clip, from its feature: rank correlation in a video",
-    **{f"{name}_{part}": f"{title}: {text}" for name, title in (("cam", "Grad-CAM"), ("aligned", "aligned map"))
-       for part, text in (("object", "correlation with the object mask, own clip minus clips of other videos"),
-                          ("object_mass", "share of its mass on the object"),
-                          ("object_pointing", "its peak is on the object"))},
-}
 
 
 def run(request: Request) -> Result | None:
@@ -141,22 +128,9 @@ def result(request: Request, index: Index, train: np.ndarray, test: np.ndarray, 
     beside = {name: values for name, values in mean.items() if name != own}
     return Result(metrics=mean[own], chance=chance, beside=beside, trials=trials, counts=counts,
                   figures=list(_figures(request, index, scene, scores, mean, chance)),
-                  tables=_tables(own, scores, mean, chance), notes=notes)
-
-
-def _tables(own: str, scores: Mapping[str, Sequence[Scores]], mean: Mapping[str, Mapping[str, float]],
-            chance: Mapping[str, float]) -> list[Table]:
-    def cell(name: str, metric: str) -> str | float | None:
-        runs = [one.values[metric] for one in scores.get(name, []) if metric in one.values]
-        if len(runs) > 1:
-            return "{:z.1f} ± {:.1f}".format(*metrics.mean_spread(runs))
-        return mean[name].get(metric)
-
-    columns = [own, *(name for name in mean if name != own)]
-    rows = [(metric, *(cell(name, metric) for name in columns), chance[metric], NAMES[metric]) for metric in mean[own]]
-    shared = [(name, *np.mean([one.shared for one in runs], 0).tolist()) for name, runs in scores.items()]
-    return [Table("Motion and background, each method", ("score, %", *columns, "chance", "what it is"), rows),
-            Table("What the nearest test video shares, % of the test videos", ("method", *SHARED), shared)]
+                  tables=[Table("What the nearest test video shares, % of the test videos", ("method", *SHARED), [
+                      (name, *np.mean([one.shared for one in runs], 0).tolist()) for name, runs in scores.items()])],
+                  notes=notes)
 
 
 def _figures(request: Request, index: Index, scene: Scene | None, scores: Mapping[str, Sequence[Scores]],

@@ -16,6 +16,7 @@ from evaluate.motion import map_pictures, maps
 from evaluate.motion.maps import ClipMaps, clip_maps
 from evaluate.motion.towers import AUTO, open_towers
 from evaluate.protocol import Figure, Request, Result, Table
+from evaluate.report.words import measure
 from shared.cli import RequestError, plural
 from shared.pictures import figures
 from shared.store.index import Index
@@ -65,19 +66,20 @@ def run(request: Request) -> Result | None:
         beside[AGAINST] = {f"{short}_{name}": value for short, values in both.items() for name, value in values.items()}
         rows |= {f"{title} of {against.text}": (AGAINST, both[short]) for title, short in
                  (("Grad-CAM", "cam"), ("aligned map", "aligned"))}
-    rows |= {"S-motion itself": ("", scored(found, found.motion)), "chance": ("", chance)}
+    rows |= {"S-motion itself": ("", scored(found, found.motion))}
     still = int((~maps.moving(found.motion)).sum())
     counts = {"test_videos": len(positions), "train_videos": learnt, "clips": len(found.ids),
               "clips_per_video": view.clips, "still_clips": still, "rows": found.motion.shape[1],
               "columns": found.motion.shape[2]}
     counts |= {f"dead_{short}": int((values == 0).all((1, 2)).sum()) for short, values in
                (("cam", found.cam), ("aligned", found.aligned))}
+    kinds = [measure(f"cam_{name}") for name in chance]
     return Result(
         metrics=measured, chance={name: chance[name.partition("_")[2]] for name in measured}, beside=beside,
         counts=counts, figures=_figures(request, view, found, other, fixed),
-        tables=[Table("Agreement with S-motion", ("map", "correlation, %", "own less other clips, %", "mass in hot, %",
-                                                  "pointing game, %"),
-                      [[title, *values.values()] for title, (_, values) in rows.items()])],
+        tables=[Table("For comparison", ("map", *(kind.words.partition(": ")[2] for kind in kinds)),
+                      [[title, *(kind.say(value) for kind, value in zip(kinds, values.values()))]
+                       for title, (short, values) in rows.items() if short in ("", AGAINST)])],
         notes=[*_notes(found, view, still), *(other.notes[:1] if other is not None else ())])
 
 

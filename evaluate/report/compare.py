@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluate.features.encoders import MEAN_IMAGE, RANDOM
 from evaluate.protocol import Figure, Table
 from evaluate.report import page, pictures, results
+from evaluate.report.words import Measure, measure, sentence
 from shared.cli import RequestError
 from shared.pictures import figures
 
+BASELINES = MEAN_IMAGE, RANDOM     # kinds of checkpoints that no training has made
 MOST_COLUMNS = 6      # metrics up to which each has a column; more are a line each, which a phone can hold
 
 
@@ -58,13 +61,19 @@ def compare(folders: Sequence[Path], out: Path) -> str:
                   for metric, value in document[part].items()} for part in ("metrics", "spread", "chance")},
         "notes": notes})                              # first: by it OUT is known for a comparison
     path = out / "compare.png"
-    figures.save(pictures.compare_figure(list(methods), list(columns), values, spreads, chance), path)
-    caption = "Percent; whiskers: one standard deviation over the runs; dotted: chance."
-    parts = [page.notes_html(notes), page.table_html(table), page.figure_html(Figure(path, caption))]
+    grey = [all(one["checkpoint"].get("kind") in BASELINES for one in some) for some in methods.values()]
+    figures.save(pictures.compare_figure(list(methods), _labels(columns), values, spreads, chance, grey), path)
+    caption = "Percent; of correlations, a hundred times; whiskers: one standard deviation over the runs; dotted: " \
+              "chance; grey: what no pre-training has made."
+    parts = [page.lead_html(f"{name}. {sentence(document)}" if len(methods) > 1 else sentence(document))
+             for name, document in zip(names, documents)] + [page.notes_html(notes)]
     title = f"Comparison of {len(names)} evaluations"
     if len(methods) == 1:
         title = f"{next(iter(methods))}: {', '.join(document['protocol'] for document in documents)}"
-    page.write_page(out / page.REPORT, title, parts + (_sections(folders, names, documents) if several else []))
+    else:
+        parts += [page.figure_html(Figure(path, caption)), page.table_html(table)]
+    page.write_page(out / page.REPORT, title, parts + (_sections(folders, names, documents, len(methods) == 1)
+                                                       if several else []))
     return page.table_text(table)
 
 
@@ -85,9 +94,10 @@ def _methods(names: Sequence[str], documents: Sequence[Mapping]) -> dict[str, li
 
 
 def _by_method(methods: Mapping, columns: Mapping, values: np.ndarray, spreads: np.ndarray) -> Table:
-    rows = [[name, max(len(one.get("runs", [])) for one in some), *map(_cell, values[i], spreads[i])]
+    kinds = [measure(metric) for _, metric in columns.values()]
+    rows = [[name, max(len(one.get("runs", [])) for one in some), *map(_cell, kinds, values[i], spreads[i])]
             for i, (name, some) in enumerate(methods.items())]
-    return Table("Side by side", ["evaluation", "runs", *(f"{column}, %" for column in columns)], rows)
+    return Table("Side by side", ["evaluation", "runs", *_labels(columns)], rows)
 
 
 def _by_metric(methods: Mapping, columns: Mapping, values: np.ndarray, spreads: np.ndarray,
@@ -100,15 +110,24 @@ def _by_metric(methods: Mapping, columns: Mapping, values: np.ndarray, spreads: 
                 for metric, value in found.items():
                     beside.setdefault(other, {}).setdefault((document["protocol"], metric), value)
     rows = []
-    for i, (label, at) in enumerate(columns.items()):
-        known = chance[:, i][np.isfinite(chance[:, i])]
-        rows.append([label, *map(_cell, values[:, i], spreads[:, i]), float(known[0]) if len(known) else None,
-                     *(found.get(at) for found in beside.values())])
-    return Table("Side by side", ["%", *methods, "chance", *beside], rows)
+    for i, (label, at) in enumerate(zip(_labels(columns), columns.values())):
+        kind, known = measure(at[1]), chance[:, i][np.isfinite(chance[:, i])]
+        cells = [_cell(kind, value, spread) for value, spread in zip(values[:, i], spreads[:, i])]
+        rows.append([label, *cells, kind.say(known[0]) if len(known) else None,
+                     *(kind.say(found[at]) if at in found else None for found in beside.values())])
+    return Table("Side by side", ["score", *methods, "chance", *beside], rows)
 
 
-def _sections(folders: Sequence[Path], names: Sequence[str], documents: Sequence[Mapping]) -> list[str]:
-    """Every run's numbers, notes, figures and tables; then once what several show: learning curves, the store."""
+def _labels(columns: Mapping) -> list[str]:
+    """The metrics in words, with their protocol where there are several."""
+    several = len({protocol for protocol, _ in columns.values()}) > 1
+    return [f"{protocol}: {measure(metric).words}" if several else measure(metric).words
+            for protocol, metric in columns.values()]
+
+
+def _sections(folders: Sequence[Path], names: Sequence[str], documents: Sequence[Mapping], cards: bool) -> list[str]:
+    """Every run's notes, figures and tables, and its numbers where no table above has them; then once what several
+    show: learning curves, the store."""
     shown, seen = [_figures(folder, document) for folder, document in zip(folders, documents)], Counter()
     for some in shown:
         seen.update(some.keys())
@@ -116,8 +135,8 @@ def _sections(folders: Sequence[Path], names: Sequence[str], documents: Sequence
     for name, document, some in zip(names, documents, shown):
         title = document["protocol"] if name.endswith(document["protocol"]) else f"{document['protocol']}: {name}"
         own = [figure for digest, figure in some.items() if seen[digest] == 1]
-        parts += [page.section(title, page.cards_html(document) + page.notes_html(document.get("notes", ()))
-                                 + page.figures_html(own))]
+        parts += [page.section(title, (page.cards_html(document) if cards else "")
+                               + page.notes_html(document.get("notes", ())) + page.figures_html(own))]
         parts += [page.subsection(table["title"], page.table_html(Table(**table)))
                   for table in document.get("tables", [])]
     common = {digest: figure for some in shown for digest, figure in some.items() if seen[digest] > 1}
@@ -162,7 +181,7 @@ def _unlike(names: Sequence[str], documents: Sequence[dict]) -> list[str]:
     return notes
 
 
-def _cell(value: float, spread: float) -> str | None:
+def _cell(kind: Measure, value: float, spread: float) -> str | None:
     if not np.isfinite(value):
         return None
-    return f"{value:z.1f} ± {spread:.1f}" if np.isfinite(spread) else f"{value:z.1f}"
+    return f"{kind.say(value)} ± {kind.say(spread)}" if np.isfinite(spread) else kind.say(value)

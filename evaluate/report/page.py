@@ -12,11 +12,12 @@ from html import escape
 from pathlib import Path
 
 from evaluate.protocol import Figure, Table
-from evaluate.report.results import METRICS, beside, plain
+from evaluate.report.results import METRICS, plain
+from evaluate.report.words import BASELINES, measure, sentence
 from shared.store.record import write_atomic
 
 REPORT = "report.html"
-NUMBER = re.compile(r"[-+]?[\d.]+( ± [\d.]+)?(; \d+ of \d+| \(\d+ of \d+\))?")
+NUMBER = re.compile(r"[-+]?[\d.]+( ± [\d.]+)?(; \d+ of \d+| \(\d+ of \d+\))?( %)?")
 HEAD = 16             # characters of a column's name a line, in a terminal
 WHOLE = 16            # characters of a name that is not broken, on a page
 STYLE = """
@@ -27,7 +28,8 @@ border-top:1px solid #dde2e7}h3{font-size:1rem;margin:1.4rem 0 .4rem}
 p{margin:.5rem 0}.quiet{color:#5a6570;font-size:.9rem}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1rem 0}
 .card{border:1px solid #dde2e7;border-radius:.5rem;padding:.6rem .8rem}.card b{display:block;font-size:1.75rem;
-line-height:1.2;font-variant-numeric:tabular-nums}.card span{display:block;color:#5a6570;font-size:.82rem}
+line-height:1.2;font-variant-numeric:tabular-nums}.card>span{display:block;color:#5a6570;font-size:.82rem}
+.lead{font-size:1.08rem;margin:.6rem 0 1rem}.quiet table{color:#8a949d}
 .card .name{color:#1f5a94;font-weight:600;font-size:.9rem}
 .notes{border-left:4px solid #e8a33d;background:#fdf7ec;padding:.4rem .9rem;margin:1rem 0}.notes p{margin:.3rem 0}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}table{border-collapse:collapse;font-size:.9rem;width:100%}
@@ -49,7 +51,7 @@ details::details-content{content-visibility:visible;block-size:auto}details>*{di
 
 def write_report(out: Path, document: Mapping, figures: Sequence[Figure], title: str) -> Path:
     """OUT/report.html of `document`, with the figures inside."""
-    parts = [cards_html(document), notes_html(document["notes"])]
+    parts = [lead_html(sentence(document)), cards_html(document), notes_html(document["notes"])]
     if len(document["runs"]) > 1:
         parts.append(section("Runs", table_html(_runs_table(document))))
     if figures:
@@ -105,22 +107,41 @@ def subsection(title: str, body: str) -> str:
     return f"<h3>{escape(title)}</h3>\n{body}"
 
 
+def lead_html(text: str) -> str:
+    """The sentence that a page begins with."""
+    return f'<p class="lead">{escape(text)}</p>'
+
+
 def cards_html(document: Mapping) -> str:
-    """The numbers, large, each with what a reader holds it against."""
+    """The checkpoint's numbers, large, each with what it asks, its interval and chance; fixed maps are no card."""
     cards = []
     for name, value in document["metrics"].items():
-        lines = []
+        if name.startswith(BASELINES):
+            continue
+        kind, lines = measure(name), []
         if (spread := document["spread"].get(name)) is not None:
-            lines.append(f"{document['mean'][name]:z.1f} ± {spread:.1f} over {len(document['runs'])} runs")
+            lines.append(f"{kind.say(document['mean'][name])} ± {kind.say(spread)} over {len(document['runs'])} runs")
         if name in document["interval"]:
             low, high = document["interval"][name]
             lines.append(f"95 %: {low:.1f} to {high:.1f}")
         if name in document["chance"]:
-            lines.append(f"chance {document['chance'][name]:.1f}")
-        lines += [f"{escape(method)} {number:z.1f}" for method, number in beside(document, name)]
-        cards.append(f'<div class="card"><span class="name">{breaking(name)}</span><b>{value:z.1f} %</b>'
-                     + "".join(f"<span>{line}</span>" for line in lines) + "</div>")
-    return f'<div class="cards">{"".join(cards)}</div>'
+            lines.append(f"chance {kind.say(document['chance'][name])}")
+        cards.append(f'<div class="card"><span class="name">{breaking(kind.words)}</span><b>{kind.say(value)}</b>'
+                     + "".join(f"<span>{line}</span>" for line in lines)
+                     + f"<span>{escape(kind.asks)}</span></div>")
+    return f'<div class="cards">{"".join(cards)}</div>' + _beside_html(document)
+
+
+def _beside_html(document: Mapping) -> str:
+    """What stands beside the checkpoint, in grey: baselines and fixed maps."""
+    methods = list(document.get("beside", {}))
+    names = [name for name in document["metrics"]
+             if not name.startswith(BASELINES) and any(name in document["beside"][method] for method in methods)]
+    if not names:
+        return ""
+    rows = [[measure(name).words, *(measure(name).say(found[name]) if (found := document["beside"][method]).get(name)
+                                    is not None else None for method in methods)] for name in names]
+    return f'<div class="quiet">{table_html(Table("Beside it", ["baselines beside it", *methods], rows))}</div>'
 
 
 def notes_html(notes: Sequence[str]) -> str:
@@ -132,10 +153,10 @@ def _runs_table(document: Mapping) -> Table:
     names, runs = list(document["metrics"]), document["runs"]
     telling = [key for key in ("checkpoint", "train_split", "test_split", "seed")
                if len({run[key] for run in runs}) > 1]
-    rows = [[" / ".join(str(run[key]) for key in telling), *(run["metrics"][name] for name in names)] for run in runs]
-    rows += [[label, *(document[part][name] for name in names)] for label, part in (("mean", "mean"), ("sd", "spread"))]
-    columns = " / ".join(telling).replace("_", " ")
-    return Table("Runs", [columns, *(f"{name}, %" for name in names)], rows)
+    rows = [(" / ".join(str(run[key]) for key in telling), run["metrics"]) for run in runs]
+    rows += [("mean", document["mean"]), ("sd", document["spread"])]
+    return Table("Runs", [" / ".join(telling).replace("_", " "), *(measure(name).words for name in names)],
+                 [[label, *(measure(name).say(values[name]) for name in names)] for label, values in rows])
 
 
 def table_html(table: Table) -> str:

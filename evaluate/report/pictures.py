@@ -16,7 +16,7 @@ from shared.pictures.fonts import short, text_width
 RIGHT = "#2b8a3e"
 NAMED, COUNTED = 40, 14       # classes up to which names, and shares in the cells, can be read
 LONGEST = 40                  # columns of a class's name beside its row
-COLOURS = (SHOWN, CHOSEN, "#e8a33d", "#2b8a3e", "#7a5195", PLAIN, "#00838f", "#8d6e63")
+COLOURS = (SHOWN, CHOSEN, "#e8a33d", "#2b8a3e", "#7a5195", "#00838f", "#8d6e63", "#b5523b")
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def compare_figure(names: Sequence[str], columns: Sequence[str], values: np.ndarray, spreads: np.ndarray,
-                   chance: np.ndarray) -> Figure:
+                   chance: np.ndarray, grey: Sequence[bool] = ()) -> Figure:
     """Bars of each metric, one below the other: (runs, metrics) percent, NaN for none; whiskers: one spread; dots:
-    chance. A metric takes the room of those that have it."""
+    chance; grey: whether a run is a baseline. A metric takes the room of those that have it."""
     have = np.isfinite(values)
     places, down = np.full(values.shape, np.nan), 0.0
     for j in range(len(columns)):
@@ -167,8 +167,10 @@ def compare_figure(names: Sequence[str], columns: Sequence[str], values: np.ndar
     figure = new_figure(9, legend + height + 0.55)
     tall = figure.get_size_inches()[1]
     axes = figure.add_axes((margin / 9, 0.4 / tall, (8.8 - margin) / 9, height / tall))
+    coloured = iter(COLOURS * len(names))
     for i, name in enumerate(names):
-        axes.barh(places[i], np.nan_to_num(values[i]), 0.92, color=COLOURS[i % len(COLOURS)], label=short(name, 48))
+        colour = PLAIN if i < len(grey) and grey[i] else next(coloured)
+        axes.barh(places[i], np.nan_to_num(values[i]), 0.92, color=colour, label=short(name, 48))
         known = np.isfinite(spreads[i]) & have[i]
         axes.errorbar(values[i][known], places[i][known], xerr=spreads[i][known], fmt="none", ecolor="black",
                       elinewidth=1, capsize=2)

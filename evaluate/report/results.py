@@ -11,6 +11,7 @@ from evaluate import metrics
 from evaluate.features.encoders import Encoder
 from evaluate.features.extract import choose
 from evaluate.protocol import Figure, Result
+from evaluate.report.words import measure
 from shared.cli import RequestError, plural
 from shared.nn.checkpoint import FINETUNED
 from shared.nn.distributed import World
@@ -38,7 +39,8 @@ def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints
     """The content of metrics.json.
 
     `metrics`: the headline, percent: the mean over the runs of the first pair of splits. `mean` and `spread` (sample
-    standard deviation; null for one run): over all runs. `interval`: 95 %, of a single run only, from its test samples.
+    standard deviation; null for one run): over all runs. `interval`: 95 %, of the headline, over its test samples and,
+    where there are several runs, over these too.
     A metric that some runs lack (R@10 where the gallery holds nine) stands in `runs` alone.
     """
     first = runs[0]
@@ -54,8 +56,8 @@ def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints
         "chance": {name: value for name, value in first.result.chance.items() if name not in some},
         "beside": {method: {name: metrics.mean_spread([run.result.beside[method][name] for run in headline])[0]
                             for name in values if name not in some} for method, values in first.result.beside.items()},
-        "interval": {name: [100 * end for end in metrics.interval(first.result.metrics[name] / 100, trials)]
-                     for name, trials in first.result.trials.items()} if len(runs) == 1 else {},
+        "interval": {name: interval([run.result.metrics[name] for run in headline], first.result.trials[name])
+                     for name in names if name in first.result.trials},
         "seeds": sorted({run.seed for run in runs}),
         "splits": {"train": list(dict.fromkeys(run.train_split for run in runs)),
                    "test": list(dict.fromkeys(run.test_split for run in runs)),
@@ -75,6 +77,17 @@ def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints
         "versions": {name: version(name) for name in PACKAGES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def interval(values: Sequence[float], trials: int) -> list[float]:
+    """The 95 % interval, percent, of the mean of shares (percent) that several runs had on the same `trials`.
+
+    Runs add their variance to that of the trials: the interval is of as many trials as would vary so.
+    """
+    mean, spread = metrics.mean_spread([value / 100 for value in values])
+    if spread and 0 < mean < 1:
+        trials /= 1 + trials * spread ** 2 / (len(values) * mean * (1 - mean))
+    return [100 * end for end in metrics.interval(mean, trials)]
 
 
 def write_metrics(out: Path, document: dict) -> Path:
@@ -111,12 +124,13 @@ def summary_line(document: Mapping, path: Path) -> str:
     parts = []
     for name, value in document["metrics"].items():
         spread, chance = document["spread"].get(name), document["chance"].get(name)
-        known = ", ".join(f"{method} {number:z.1f}" for method, number in
+        say = measure(name).say
+        known = ", ".join(f"{method} {say(number)}" for method, number in
                           (("chance", chance), *beside(document, name)) if number is not None)
-        parts.append(f"{name} {value:z.1f}{f' ± {spread:.1f}' if spread is not None else ''}"
+        parts.append(f"{name} {say(value)}{f' ± {say(spread)}' if spread is not None else ''}"
                      f"{f' ({known})' if known else ''}")
     runs, tested = len(document["runs"]), document["counts"].get("test_videos")
-    return (f"{document['protocol']}: {', '.join(parts)} %"
+    return (f"{document['protocol']}: {', '.join(parts)}"
             + (f"; {plural(tested, 'test video')}" if tested else "")
             + (f"; {plural(runs, 'run')}" if runs > 1 else "") + f"; {path}")
 
@@ -166,7 +180,7 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
                                f"{trained['split']!r} of this checkpoint, WITH their labels: the numbers are no test.")
                 elif both:
                     out.append(f"{tested} in the pre-training list "
-                               f"{trained['split']!r}, which saw them without labels (docs/method.md 1.6).")
+                               f"{trained['split']!r}, which saw them without labels.")
         recipe = encoder.provenance.get("recipe") if encoder.provenance["kind"] != FINETUNED else None
         if recipe and "maclr" not in recipe and not encoder.provenance.get("init") and \
                 recipe["model"]["backbone"] != "r2plus1d_tiny":

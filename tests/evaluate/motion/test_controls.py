@@ -294,9 +294,9 @@ def test_the_command_prints_the_baselines_beside_the_result(motions, tmp_path, c
     assert found["counts"]["test_backgrounds"] == 2 and found["counts"]["train_videos"] == 32
     line = capsys.readouterr().out.splitlines()[-1]
     for method in ("random", "supervised", "mean-image"):
-        assert f"{method} {found['beside'][method]['dense']:z.1f}" in line
+        assert f"{method} {found['beside'][method]['dense'] / 100:z.2f}" in line
     page = (tmp_path / "one/report.html").read_text()
-    assert "Motion and background, each method" in page and "What the nearest test video shares" in page
+    assert "baselines beside it" in page and "What the nearest test video shares" in page
     for name in ("controls.png", "probe.png"):
         assert (tmp_path / "one/runs/00-train-test-seed0" / name).read_bytes().startswith(b"\x89PNG")
 

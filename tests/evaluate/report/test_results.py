@@ -24,8 +24,7 @@ def test_videos_of_another_store_were_not_trained_on(store, dataset, seen):
         return results.notes([encoder], index, document, pairs, World())
 
     pairs = [(None, None)]
-    here = ["9 test videos of the store were in the pre-training list 'train', which saw them without labels "
-            "(docs/method.md 1.6)."]
+    here = ["9 test videos of the store were in the pre-training list 'train', which saw them without labels."]
     assert said() == (here if seen else [])
     assert said(store=str(store)) == said(index=index.generation) == here
     pairs = [("test", None)]                                      # --leave-out group --train-split test
