@@ -62,7 +62,10 @@ class Parsed(BaseException):
 def test_a_command_is_parsed(page, words, monkeypatch, tmp_path, request):
     name, argv = ours(words)
     if "s3://" in " ".join(argv):
+        import s3fs
+
         request.getfixturevalue("s3_server")
+        s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)
     if not re.fullmatch(r"(preprocess|evaluate)\.\w+|train/main\.py", name):
         assert name.startswith("pytest") or (ROOT / name).is_file(), f"{page.name} names {name}"
         return

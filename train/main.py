@@ -7,7 +7,7 @@ import runpy
 from pathlib import Path
 
 if __name__ == "__main__":
-    runpy.run_path(str(Path(__file__).parents[1] / "shared/home.py"))["expect"]("shared", "train")
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "shared/home.py"))["expect"]("shared", "train")
 
 from shared import cli
 
