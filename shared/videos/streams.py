@@ -141,7 +141,8 @@ def count_packets(path: str | Path, streams: list[int]) -> tuple[dict[int, int],
     are estimated from the file's bytes."""
     counts, end, size = dict.fromkeys(streams, 0), 0, os.path.getsize(path)
     with _opened(path) as container:
-        for packet in _packets(container, [container.streams[index] for index in streams]):
+        known = [stream for stream in container.streams if stream.index in counts]   # some show only later on
+        for packet in _packets(container, known) if known else ():
             if isinstance(packet, Exception) or not packet.size:
                 continue
             counts[packet.stream_index] += not packet.is_discard
