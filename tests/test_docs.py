@@ -23,7 +23,7 @@ from shared.recipes.training import load_training
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = "README.md", "own-videos.md"
-SHORT = {"train/main.py": "--set steps=4 --set workers=0 --set images_every=0",
+SHORT = {"train/main.py": "--set steps=4 --set batch=4 --set bn_group=2 --set workers=0 --set images_every=0",
          "evaluate.embed": "--set features.clips=2", "evaluate.run": "--set features.clips=2",
          "preprocess.run": "--set preset=fast"}
 
