@@ -98,9 +98,9 @@ class Saliency(FeatureSettings):
 @dataclass(frozen=True)
 class Controls:
     """What is motion and what is background, on the synthetic set. neighbours: that vote in kNN; untrained: random
-    initialisations, averaged; supervised_steps: of the supervised baseline; truth: whether to score against what lies
-    beside the videos; videos: their folder, empty for the one that the store was made from; moments: clips a video of
-    the dense probe; ridge: its penalty, as a share of each channel's variance."""
+    initialisations, averaged; supervised_steps: of the supervised baseline, 0 for none; truth: whether to score against
+    what lies beside the videos; videos: their folder, empty for the one that the store was made from; moments: clips a
+    video of the dense probe; ridge: its penalty, as a share of each channel's variance."""
 
     neighbours: int
     untrained: int
@@ -177,7 +177,7 @@ def check(settings: Settings) -> None:
              "finetune.test_size": 0,
              "saliency.clips": 1, "saliency.size": 0,
              "saliency.short_edge": 0, "saliency.shown": 0, "controls.neighbours": 1,
-             "controls.untrained": 1, "controls.supervised_steps": 1, "controls.moments": 2, "controls.ridge": 0,
+             "controls.untrained": 1, "controls.supervised_steps": 0, "controls.moments": 2, "controls.ridge": 0,
              "run.batch": 1, "run.workers": -1, "run.threads": 0, "verbs.recall_events": 1,
              "detection.short_edge": 0, "detection.bins": 1, "detection.kept": 0,
              "detection.box_score": 0, "detection.start_s": -1, "detection.shown": 0}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.ablation import tables
+from evaluate.ablation import finding, tables
 from evaluate.ablation.plan import UNTRAINED, Run
 from evaluate.ablation.runs import Ablation
 from evaluate.ablation.tables import PAPER, PAPER_COLUMN, Scores
@@ -61,6 +61,7 @@ def write(ablation: Ablation) -> Path:
             everything.setdefault(f"{row['row']}/{name}", []).append(value)
     means = {name: mean_spread(found) for name, found in everything.items()}
     args, notes = ablation.args, _notes(ablation, rows, bool(scores.paper))
+    said = finding.sentences(scores, args.rows)
     measured = {"family": args.family, "store": str(args.store), "evaluated on": str(ablation.plan.tested),
                 "dataset": ablation.plan.dataset, "splits": ablation.plan.splits, "seeds": ablation.plan.seeds,
                 "rows": list(args.rows), "protocols": list(args.protocols), "settings": list(args.settings),
@@ -69,18 +70,19 @@ def write(ablation: Ablation) -> Path:
                 "spread": {name: spread for name, (_, spread) in means.items()},
                 "count": {name: len(found) for name, found in everything.items()}, "runs": rows,
                 "recipes": {row: recipe.to_dict() for row, recipe in recipes.items()},
-                "tables": [dataclasses.asdict(table) for table in found], "notes": notes,
+                "tables": [dataclasses.asdict(table) for table in found], "finding": said, "notes": notes,
                 "versions": {name: version(name) for name in results.PACKAGES},
                 "created": datetime.now(UTC).isoformat(timespec="seconds")}
     write_atomic(args.out / FILE, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-    shown = []
+    shown = finding.pictures(ablation, scores, recipes)
     if scores.values:
         present = [row for row in args.rows if any(row in column for column in scores.values.values())]
         path = args.out / "ablation.png"
         figures.save(tables.figure(scores, present), path)
-        shown = [Figure(path, "Every dot is a seed; bars: mean and one standard deviation; dotted: chance"
-                        + ("; hollow: the paper." if scores.paper else "."))]
-    parts = [page.notes_html(notes), *map(page.figure_html, shown),
+        shown.append(Figure(path, "Every dot is a seed; bars: mean and one standard deviation; dotted: chance"
+                            + ("; hollow: the paper." if scores.paper else ".")))
+    parts = [*(f"<p>{escape(sentence)}</p>" for sentence in said), *map(page.figure_html, shown),
+             page.notes_html(notes),
              *(page.section(table.title, page.table_html(table)) for table in found),
              page.section("How it was measured", page.keys_html(measured)),
              f'<p class="quiet">motionpack {escape(document["versions"]["motionpack"])}, {document["created"]}; '

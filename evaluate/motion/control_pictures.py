@@ -5,6 +5,7 @@ n clips, HxW pixels, h'xw' positions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -80,16 +81,29 @@ def probed(reader: StoreReader, scene: Scene, said: Mapping[str, Motion]) -> lis
     return rows
 
 
-def probe_figure(rows: Sequence[Probed], methods: Sequence[str]) -> Figure:
-    """A line a clip: its frame, the true motion, what each method's features say of it."""
-    titles = ["frame", "true motion", *methods]
+def keep_probed(path: Path, rows: Sequence[Probed]) -> None:
+    """Write the rows as an npz, for a figure of several checkpoints."""
+    np.savez_compressed(path, class_name=[row.class_name for row in rows], frame=[row.frame for row in rows],
+                        maps=[row.maps for row in rows])
+
+
+def kept_probed(path: Path) -> list[Probed]:
+    """The rows that `keep_probed` wrote. Raises FileNotFoundError where it has written none."""
+    with np.load(path) as kept:
+        return [Probed(*row) for row in zip(kept["class_name"].tolist(), kept["frame"], kept["maps"])]
+
+
+def probe_figure(rows: Sequence[Probed], methods: Mapping[str, float]) -> Figure:
+    """A line a clip: its frame, the true motion, what each method's features say of it. methods: name -> `dense`,
+    percent, which stands as a correlation under the name."""
+    titles = ["frame", "true motion", *(f"{short(name, 18)}\nr {dense / 100:z.2f}" for name, dense in methods.items())]
     side, gap = 1.3, 0.1
-    figure = new_figure(1.1 + len(titles) * (side + gap), 0.35 + len(rows) * (side + gap))
+    figure = new_figure(1.1 + len(titles) * (side + gap), 0.5 + len(rows) * (side + gap))
     across, down = figure.get_size_inches()
     for i, row in enumerate(rows):
         for j, title in enumerate(titles):
             axes = bare(figure.add_axes(((1.0 + j * (side + gap)) / across,
-                                         1 - (0.3 + i * (side + gap) + side) / down, side / across, side / down)))
+                                         1 - (0.45 + i * (side + gap) + side) / down, side / across, side / down)))
             if j:
                 axes.imshow(row.maps[j - 1], cmap="magma", interpolation="nearest")
             else:
@@ -97,5 +111,5 @@ def probe_figure(rows: Sequence[Probed], methods: Sequence[str]) -> Figure:
                 axes.text(-0.06, 0.5, short(row.class_name, 14), transform=axes.transAxes, ha="right", va="center",
                           fontsize=10, color=QUIET, parse_math=False)
             if not i:
-                axes.set_title(short(title, 18), fontsize=10, pad=4, parse_math=False)
+                axes.set_title(title, fontsize=10, pad=4, parse_math=False)
     return figure

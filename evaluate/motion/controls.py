@@ -30,6 +30,7 @@ from shared.store.reader import StoreReader
 from shared.store.record import read_json
 
 SUPERVISED, PRIOR = "supervised", "prior"
+PROBE = "probe"                   # a png, and an npz of what it shows
 GROUP = 8                         # clips that share BN statistics in the supervised baseline
 PLAIN = {"accumulate": 1, "bn_group": GROUP, "lr": 0.04, "dropout": 0.0, "rand_n": 0, "flip": True, "area_min": 0.5}
 SHARED = "background and motion", "background alone", "motion alone", "neither"
@@ -68,9 +69,11 @@ def run(request: Request) -> Result | None:
 def baselines(request: Request, index: Index, videos: int, view: View) -> dict[str, list[Encoder]]:
     """The other methods by name: untrained nets, one that labels trained, the mean image."""
     net, device = request.encoder.net, request.world.device
+    labelled = {SUPERVISED: [supervised(request, index, videos, view)]} \
+        if request.settings.controls.supervised_steps else {}
     return {RANDOM: [untrained(net.name, seed, device, net.width)
                      for seed in range(request.settings.controls.untrained)],
-            SUPERVISED: [supervised(request, index, videos, view)], MEAN_IMAGE: [open_encoder(MEAN_IMAGE)]}
+            **labelled, MEAN_IMAGE: [open_encoder(MEAN_IMAGE)]}
 
 
 def supervised(request: Request, index: Index, videos: int, view: View) -> Encoder:
@@ -108,9 +111,10 @@ def result(request: Request, index: Index, train: np.ndarray, test: np.ndarray, 
     chance = {name: 100 * share for name, share in chance.items()}
     notes = ["Every background occurs under every motion class, so background alone tells no class; the nearest "
              "neighbour is sought among the other test videos, whose backgrounds they share.",
-             f"Beside the result: {plural(len(scores[RANDOM]), 'random initialisation')} (mean), the same backbone "
-             f"trained with labels for {plural(request.settings.controls.supervised_steps, 'step')}, and the mean "
-             "image, which knows what is where and not what moves."]
+             f"Beside the result: {plural(len(scores[RANDOM]), 'random initialisation')} (mean), "
+             + (f"the same backbone trained with labels for "
+                f"{plural(request.settings.controls.supervised_steps, 'step')}, " if SUPERVISED in scores else "")
+             + "and the mean image, which knows what is where and not what moves."]
     counts = {"train_videos": len(train), "test_videos": len(test), "classes": len(np.unique(labels)),
               "train_backgrounds": len({index.group[i] for i in train}), "test_backgrounds": len(set(groups))}
     if scene is not None:
@@ -145,8 +149,10 @@ def _figures(request: Request, index: Index, scene: Scene | None, scores: Mappin
     reader = StoreReader(request.store)
     rows = control_pictures.probed(reader, scene, {name: runs[0].said for name, runs in scores.items()})
     reader.close()
-    path = request.out / "probe.png"
-    figures.save(control_pictures.probe_figure(rows, ["this checkpoint" if name == own else name for name in scores]),
-                 path)
+    path = request.out / f"{PROBE}.png"
+    control_pictures.keep_probed(path.with_suffix(".npz"), rows)
+    figures.save(control_pictures.probe_figure(rows, {"this checkpoint" if name == own else name: mean[name]["dense"]
+                                                      for name in scores}), path)
     yield Figure(path, "The dense probe on test videos, at the time of the middle frame: the frame, the true motion "
-                       "there, and what each method's features say of it, each over its own range.")
+                       "there, and what each method's features say of it, each over its own range. r: mean correlation "
+                       "with the true motion over all test clips, a fixed prior taken out.")

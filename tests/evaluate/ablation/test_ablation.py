@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from evaluate.ablation import __main__ as ablation
-from evaluate.ablation import report, runs, tables
+from evaluate.ablation import finding, report, runs, tables
 from evaluate.ablation.children import Children, Command, Ended, last_line
 from evaluate.ablation.plan import ROWS, UNTRAINED, Plan, Run
 from evaluate.ablation.runs import Ablation
@@ -109,6 +109,43 @@ def test_the_papers_numbers_are_those_of_its_tables():
     for net in ("s3d", "r2d_50", "i2d"):
         for row, value in tables.PAPER[net].items():
             assert f"{net} {value:.2f}" in load_training(row).about
+
+
+def motion(dense, energy, seeds=(0,)):
+    """Scores of `controls` alone, of the rows that are given by name."""
+    knn, background = ({row: dict.fromkeys(of_seeds, percent) for row, of_seeds in dense.items()}
+                       for percent in (9.5, 99.6))
+    values = {"dense": dense, "energy": energy, "knn": knn, "background_r@1": background}
+    chance = {"controls dense": 0.0, "controls energy": 0.0, "controls knn": 12.5, "controls background_r@1": 48.4}
+    return Scores({f"controls {name}": rows for name, rows in values.items()}, chance, seeds, {})
+
+
+def test_what_was_shown_is_said_of_the_rows_that_show_it():
+    dense, energy = {"seco": {0: 30.04}, "mcl": {0: 70.06}}, {"seco": {0: 81.0}, "mcl": {0: -3.0}}
+    shown, rest = finding.sentences(motion(dense, energy), ["seco", "mcl", "moco"])
+    assert shown.startswith("Shown: mcl says best where things move in test videos (correlation with the true motion: "
+                            "seco 0.30, mcl 0.70; by chance 0), and seco says best which moments of a video move most "
+                            "(rank correlation: seco 0.81, mcl -0.03; by chance 0).")
+    assert rest.startswith("Not shown: which kind of motion it is (named by the nearest neighbours in seco 9.5, mcl "
+                           "9.5 % of the videos; by chance 12.5 %), that features leave the background aside (with mcl "
+                           "the nearest video shares it in 100 %; by chance 48 %), ")
+    assert "One seed does not show" in rest
+    several = motion({"seco": {0: 80.0, 1: 20.0}, "mcl": {0: 40.0, 1: 70.0}}, energy, (0, 1))
+    shown, rest = finding.sentences(several, ["seco", "mcl"])
+    assert "seco 0.50, mcl 0.55;" in shown and "One seed" not in rest
+    assert finding.sentences(motion(dense, energy), ["seco", "moco"]) == []       # nothing to compare with
+    assert finding.sentences(Scores({"controls knn": dense}, {}, (0,), {}), ["seco", "mcl"]) == []
+
+
+def test_what_a_row_is_in_words():
+    made = recipes(*ROWS) | recipes("maclr", "maclr-visual")
+    words = {row: finding.meaning(row, recipe) for row, recipe in made.items()}
+    assert words[UNTRAINED] == "random weights" and words["moco"] == words["seco"] == words["maclr-visual"] == \
+        "contrast alone"
+    assert words["seco-ta"] == "contrast, clips chosen by motion"
+    assert words["mcl-v1"] == "contrast, clips chosen by motion, crops chosen by motion, features aligned with " \
+        "motion maps"
+    assert words["maclr"] == "contrast, a second network that sees motion"
 
 
 def test_the_figure_holds_what_is_missing_and_negative(scores, tmp_path):

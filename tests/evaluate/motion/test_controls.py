@@ -23,6 +23,7 @@ from evaluate.features.encoders import untrained
 from evaluate.features.extract import Features, View
 from evaluate.folds import Fold
 from evaluate.motion import probes
+from evaluate.motion.control_pictures import kept_probed
 from evaluate.motion.control_scores import Scene, class_answers, class_scores, motion_scores, object_scores
 from evaluate.motion.truth import Clips, Truth, clip_truth, read_truth
 from evaluate.protocol import Request, load_settings
@@ -299,6 +300,11 @@ def test_the_command_prints_the_baselines_beside_the_result(motions, tmp_path, c
     assert "baselines beside it" in page and "What the nearest test video shares" in page
     for name in ("controls.png", "probe.png"):
         assert (tmp_path / "one/runs/00-train-test-seed0" / name).read_bytes().startswith(b"\x89PNG")
+    kept = kept_probed(tmp_path / "one/runs/00-train-test-seed0/probe.npz")
+    assert len(kept) == 6 and len({row.class_name for row in kept}) > 1
+    for row in kept:                                     # the truth, this checkpoint, random, supervised, mean image
+        assert row.frame.dtype == np.uint8 and row.frame.shape == (42, 42, 3) and row.maps.shape == (5, 6, 6)
+        assert row.maps[0].max() > 0
 
 
 @pytest.mark.slow
@@ -339,8 +345,10 @@ def test_two_ranks_find_what_one_does(motions, tmp_path):
 def test_without_the_truth(motions, tmp_path):
     with pytest.raises(RequestError, match=r"truth.npz is not there \(48 of 48 videos.*controls.truth=false"):
         evaluate(motions, tmp_path / "a", "--set", f"controls.videos={tmp_path}", checkpoint="random:r2plus1d_tiny:0")
-    found = evaluate(motions, tmp_path / "a", "--set", "controls.truth=false", checkpoint="random:r2plus1d_tiny:0")
+    found = evaluate(motions, tmp_path / "a", "--set", "controls.truth=false", "--set", "supervised_steps=0",
+                     checkpoint="random:r2plus1d_tiny:0")
     assert set(found["metrics"]) == {"linear", "knn", "background_r@1", "motion_r@1"}
+    assert set(found["beside"]) == {"random", "mean-image"} and not any("with labels" in one for one in found["notes"])
     moved = shutil.copytree(motions, tmp_path / "moved", ignore=shutil.ignore_patterns("records"))
     with pytest.raises(RequestError, match="does not record where its videos were"):
         evaluate(moved, tmp_path / "b", checkpoint="random:r2plus1d_tiny:0")

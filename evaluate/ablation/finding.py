@@ -1,0 +1,79 @@
+"""What the rows have shown of motion, where `controls` has asked them: a picture side by side, and what it says."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evaluate.ablation.plan import UNTRAINED, Run
+from evaluate.ablation.runs import Ablation
+from evaluate.ablation.tables import Scores
+from evaluate.motion.control_pictures import kept_probed, probe_figure
+from evaluate.motion.controls import PROBE
+from evaluate.protocol import Figure
+from shared.cli import plural
+from shared.pictures import figures
+from shared.recipes.pretraining import Pretraining
+
+DENSE, ENERGY, KNN, BACKGROUND = (f"controls {name}" for name in ("dense", "energy", "knn", "background_r@1"))
+
+
+def sentences(scores: Scores, rows: Sequence[str]) -> list[str]:
+    """What was shown and what not; none where fewer than two rows were asked."""
+    rows = [row for row in rows if row in scores.values.get(DENSE, {})]
+    if len(rows) < 2:
+        return []
+
+    def mean(column: str, row: str) -> float:
+        return float(np.mean(list(scores.values[column][row].values())))
+
+    def best(column: str) -> str:
+        return max(rows, key=lambda row: mean(column, row))
+
+    def correlations(column: str) -> str:
+        return ", ".join(f"{row} {mean(column, row) / 100:z.2f}" for row in rows)
+
+    where, kinds = best(DENSE), ", ".join(f"{row} {mean(KNN, row):.1f}" for row in rows)
+    seeds = "One seed does not show how much this varies. " if len(scores.seeds) == 1 else ""
+    return [f"Shown: {where} says best where things move in test videos (correlation with the true motion: "
+            f"{correlations(DENSE)}; by chance 0), and {best(ENERGY)} says best which moments of a video move most "
+            f"(rank correlation: {correlations(ENERGY)}; by chance 0). Both are read off the features by a linear "
+            "probe.",
+            f"Not shown: which kind of motion it is (named by the nearest neighbours in {kinds} % of the videos; by "
+            f"chance {scores.chance[KNN]:.1f} %), that features leave the background aside (with {where} the nearest "
+            f"video shares it in {mean(BACKGROUND, where):.0f} %; by chance {scores.chance[BACKGROUND]:.0f} %), or "
+            f"what comes of real videos and long trainings. {seeds}Rows that learn from motion maps are taught "
+            "something close to what is asked here."]
+
+
+def meaning(row: str, recipe: Pretraining) -> str:
+    """What a row is, in words."""
+    if row == UNTRAINED:
+        return "random weights"
+    motion = [words for on, words in (
+        (recipe.sampling.ta, "clips chosen by motion"), (recipe.sampling.sa, "crops chosen by motion"),
+        (recipe.alignment.variant != "none", "features aligned with motion maps"),
+        (recipe.maclr and recipe.maclr.reads, "a second network that sees motion")) if on]
+    return ", ".join(["contrast", *motion]) if motion else "contrast alone"
+
+
+def pictures(ablation: Ablation, scores: Scores, recipes: Mapping[str, Pretraining]) -> list[Figure]:
+    """Where each row's features say that test videos move, side by side, from the first seed; none for a single row."""
+    kept, seed = {}, ablation.plan.seeds[0]
+    for row, of_seeds in scores.values.get(DENSE, {}).items():
+        document = ablation.found(Run(row, seed), "controls") if seed in of_seeds else None
+        for one in document["figures"] if document else ():
+            path = (ablation.result(Run(row, seed), "controls") / one["file"]).with_suffix(".npz")
+            if path.stem == PROBE and path.is_file():            # results of before they were kept have none
+                kept[row] = kept_probed(path)
+    if len(kept) < 2:
+        return []
+    clips = [dataclasses.replace(same[0], maps=[same[0].maps[0], *(one.maps[1] for one in same)])
+             for same in zip(*kept.values())]
+    path = ablation.out / f"{PROBE}.png"
+    figures.save(probe_figure(clips, {row: scores.values[DENSE][row][seed] for row in kept}), path)
+    rows = "; ".join(f"{row}: {meaning(row, recipes[row])}" for row in kept)
+    return [Figure(path, f"Where it moves in {plural(len(clips), 'test video')}, spread evenly over all, at the middle "
+                         "of the clip that moves most: a frame, the true motion, and what a linear probe reads off "
+                         f"each row's features, each map over its own range. {rows}. r: mean correlation with the true "
+                         f"motion over the clips of all test videos, a fixed prior taken out. Seed {seed}.")]
