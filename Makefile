@@ -4,7 +4,12 @@ comma := ,
 VENV ?= .venv
 EXTRAS ?= $(if $(filter gpu,$(MAKECMDGOALS)),test$(comma)cuda13,test)
 PY ?= $(VENV)/bin/python
+# What `make demo` makes, and where; tests/bench/demo.py runs it from other seeds.
 DEMO ?= demo
+SEED ?= 0
+VIDEOS ?= 96
+STEPS ?= 150
+ROWS ?= untrained,moco,mcl-v1
 
 ifeq ($(origin PY),command line)
 READY :=
@@ -23,15 +28,18 @@ $(VENV)/.ready-$(EXTRAS): setup.cfg constraints.txt
 	touch $@
 
 demo:
-	$(PY) -m preprocess.run --dataset synthetic --videos $(DEMO)/videos --store $(DEMO)/store
+	$(PY) -m preprocess.run --dataset synthetic --videos $(DEMO)/videos --store $(DEMO)/store \
+		--set generate.videos=$(VIDEOS) --set generate.seed=$(SEED) --set textures=1 --set generate.frames=48 \
+		--set height=64 --set width=64
 	$(PY) -m preprocess.check $(DEMO)/store
 	$(PY) -m preprocess.show $(DEMO)/store --out $(DEMO)/store.png
 	$(PY) -m preprocess.show $(DEMO)/store --video circle/circle_0001.mp4 --out $(DEMO)/video.png
-	$(PY) train/main.py --pipeline mcl-tiny --store $(DEMO)/store --out $(DEMO)/run --resume auto --set steps=40
-	$(PY) -m evaluate.run --protocol linear,retrieval,saliency,controls --checkpoint $(DEMO)/run/last.pt \
-		--store $(DEMO)/store --out $(DEMO)/results --set supervised_steps=100
+	$(PY) -m evaluate.ablation --store $(DEMO)/store --out $(DEMO)/results --rows $(ROWS) \
+		--seeds 1 --first-seed $(SEED) --jobs 2 --protocols controls --set steps=$(STEPS) --set size=32 \
+		--set bn_group=16 --set-evaluation features.size=64 --set-evaluation features.clips=2 \
+		--set-evaluation moments=4 --set-evaluation untrained=1 --set-evaluation supervised_steps=0
 	@echo
-	@echo "The training in pictures:  $(dir $(PY))tensorboard --logdir $(DEMO)/run"
+	@echo "The trainings in pictures:  $(dir $(PY))tensorboard --logdir $(DEMO)/results/runs"
 	@echo "Your own videos (a folder of <class>/<video>):"
 	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours --plan"
 	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours"
