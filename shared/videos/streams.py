@@ -141,8 +141,7 @@ def count_packets(path: str | Path, streams: list[int]) -> tuple[dict[int, int],
     are estimated from the file's bytes."""
     counts, end, size = dict.fromkeys(streams, 0), 0, os.path.getsize(path)
     with _opened(path) as container:
-        known = [stream for stream in container.streams if stream.index in counts]   # some show only later on
-        for packet in _packets(container, known) if known else ():
+        for packet in _packets(container, [container.streams[index] for index in streams]):
             if isinstance(packet, Exception) or not packet.size:
                 continue
             counts[packet.stream_index] += not packet.is_discard
@@ -161,6 +160,8 @@ def _packets(container, streams: list) -> Iterator[av.Packet | av.error.FFmpegEr
                 errors = 0
                 yield packet
             return
+        except IndexError:
+            return   # at the end: PyAV flushes also a stream that showed only on the way (MPEG-TS), which it lacks
         except av.error.FFmpegError as error:
             errors += 1
             yield error

@@ -1,6 +1,7 @@
 """Which stream of a file is read, and which of its frames are good: files with one fault each, made here and found."""
 
 import struct
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from shared.videos.decode import GoodRun, count_frames, good_runs, open_video, probe
-from shared.videos.streams import COUNTED_BYTES, LEADING_PACKETS, VideoError, count_packets, open_source
+from shared.videos.streams import COUNTED_BYTES, LEADING_PACKETS, Frames, VideoError, count_packets, open_source
 from tests.shared.videos.test_decode import read, read_damaged, scene, write
 
 KEY = {"g": "20"}
@@ -249,6 +250,18 @@ def test_a_recording_whose_time_stamps_start_over_is_counted(tmp_path, name, cod
     told, one = probe(path), read(piece)
     assert (told.frames, told.basis) == (180, "packets") and runs_of(path) == [(0, 180)]
     np.testing.assert_array_equal(read(path)[60:120], one)
+
+
+def test_a_stream_that_shows_only_on_the_way_ends_nothing(tmp_path):
+    """PyAV flushes at the end also a stream that it has no object for, if its memory so happens: an IndexError."""
+    with open_source(film(tmp_path / "a.ts", "mpeg2video", KEY, frames=30)) as source:
+        class Grown:
+            def demux(self, streams):
+                yield from source.container.demux(streams)
+                raise IndexError("list index out of range")
+
+        frames = list(Frames(replace(source, container=Grown())))
+    assert [number for number, _ in frames] == list(range(30)) and all(frame for _, frame in frames)
 
 
 def test_what_lies_beyond_is_estimated_from_the_bytes(tmp_path, monkeypatch):
