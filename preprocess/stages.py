@@ -163,6 +163,8 @@ class prefetch:
         return False
 
     def _run(self) -> None:
+        if self.stop.is_set():
+            return
         try:
             for item in self.items:
                 if not self._put((item, None)):
@@ -173,7 +175,13 @@ class prefetch:
             self._put((self.END, None))
 
     def __enter__(self):
-        self.thread.start()
+        try:
+            self.thread.start()
+        except BaseException:      # an interrupt while it starts: no exit will follow, and what it reads is closed next
+            self.stop.set()
+            if self.thread.is_alive():
+                self.thread.join()
+            raise
         return self
 
     def __iter__(self) -> Iterator:
