@@ -68,7 +68,7 @@ class Index:
         names, paths, frames, videos, _, files = columns
         if len(self._packs) < len(names):
             raise StoreError(f"{file}: a pack comes twice")
-        table_numbers(frames, "frames", file, names, least=1), table_numbers(videos, "videos", file, names, least=1)
+        table_numbers(frames, "frames", file, names), table_numbers(videos, "videos", file, names)
         for row, path in enumerate(paths):
             if not PACK_PATH.fullmatch(path):
                 raise StoreError(f"{file}: row {row + 1} ({names[row]!r}): path {path[:200]!r}, expected "
