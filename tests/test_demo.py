@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 def test_the_demo_ends_in_a_report_that_begins_with_what_moves(tmp_path):
-    ended = subprocess.run(["make", "demo", f"PY={sys.executable}", f"DEMO={tmp_path}", "VIDEOS=24", "STEPS=1",
-                            "ROWS=untrained,mcl-v1"], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(["make", "--no-print-directory", "demo", f"PY={sys.executable}", f"DEMO={tmp_path}",
+                            "VIDEOS=24", "STEPS=1", "ROWS=untrained,mcl-v1"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1].strip() == f"{tmp_path}/results/report.html"
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("store.png", "video.png"))

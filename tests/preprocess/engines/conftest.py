@@ -53,7 +53,7 @@ def descendants():
     return find
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=[getattr(pytest.mark, name)] * (name != "serial"))
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[] if name == "serial" else getattr(pytest.mark, name))
                                         for name in ENGINES])
 def engine(request, descendants, wait_until):
     """Each engine in turn, on this machine, with two workers; nothing of it may be left when it was closed."""
