@@ -28,8 +28,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", metavar="FILE", help="RUN/last.pt, an export, random:NAME[:seed] or mean-image")
     parser.add_argument("--store", type=store_argument, help="packs: a folder, or a URL such as s3://bucket/prefix; no "
                         "labels or splits are needed")
-    parser.add_argument("--videos", type=cli.folder, metavar="FOLDER", help="instead of --store: video files, in "
-                        "folders by class or not")
+    parser.add_argument("--videos", type=store_argument, metavar="FOLDER", help="instead of --store: video files, in "
+                        "folders by class or not; or a URL such as s3://bucket/prefix, of which each is fetched while "
+                        "it is read")
     parser.add_argument("--out", type=store_argument, help="where the features go: a folder, or a URL", required=True)
     parser.add_argument("--per", choices=["video", "clip"], default="video", help="a row a video, the mean over its "
                         "clips (default), or a row a clip, with its first frame in the column `start`")
@@ -37,8 +38,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         "`clips` of them (20), spread evenly over the video")
     parser.add_argument("--format", choices=["npy", "parquet"], default="npy", help="parquet: features.parquet too, "
                         "the table and the features in one file")
-    parser.add_argument("--query", metavar="VIDEO", help="an id, or a video file: draws the videos of OUT that are "
-                        "nearest to it; needs no --checkpoint where OUT is finished")
+    parser.add_argument("--query", metavar="VIDEO", help="an id, or a video file or its URL: draws the videos of OUT "
+                        "that are nearest to it; needs no --checkpoint where OUT is finished")
     parser.add_argument("-k", type=int, default=8, metavar="N", help="how many of them (default 8)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="replace a "
                         "setting of `evaluation.features` or `evaluation.run` in pipelines.yaml, such as clips=10")

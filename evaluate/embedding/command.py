@@ -110,8 +110,8 @@ def make(args: argparse.Namespace, settings: Settings, world: World) -> int:
         return cli.DONE
 
 
-def folder(path: Path, run: RunEvaluation) -> FolderVideos:
-    """A folder of videos, or one file. Raises RequestError."""
+def folder(path: Place, run: RunEvaluation) -> FolderVideos:
+    """A folder of videos, or a prefix, or one file. Raises RequestError."""
     return FolderVideos(path, apart=run.workers != 0)
 
 
@@ -119,7 +119,7 @@ def sources(args: argparse.Namespace, found: Finished, run: RunEvaluation) -> Vi
     """Where pictures of OUT's videos are: in what is given, else in what it was made from. Raises RequestError."""
     made = found.document["request"]["source"]
     if args.videos or not args.store and "videos" in made:
-        return folder(args.videos or Path(made["videos"]), run)
+        return folder(args.videos or as_place(made["videos"]), run)
     return StoreVideos(args.store or as_place(made["store"]))
 
 
@@ -171,14 +171,14 @@ def show_nearest(args: argparse.Namespace, run: RunEvaluation, device: torch.dev
         if query is not None:
             asked, picture = vectors[ids.index(query)], frame_of(videos, items.get(query))
         else:
-            asked, picture = encode_file(Path(args.query), found, run, device)
+            asked, picture = encode_file(as_place(args.query), found, run, device)
         near = neighbours.neighbours(asked, ids, [labels[one] for one in ids], vectors, args.k, query)
     if not near:
         raise RequestError(f"{args.out} holds features of no other video; expected several")
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(videos.opened())
         frames = [frame_of(videos, items.get(one.id), reader) for one in near]
-    about = neighbours.Neighbour(query or Path(args.query).name, labels.get(query, ""), 1.0)
+    about = neighbours.Neighbour(query or as_place(args.query).name, labels.get(query, ""), 1.0)
     drawn = args.out / f"neighbours-{NOT_A_NAME.sub('_', about.id)[-LONGEST:]}.png"
     with whole(drawn) as local:
         figures.save(neighbours.strip(about, picture, near, frames), local)
@@ -191,7 +191,7 @@ def known_id(asked: str, ids: list[str], videos: Videos) -> str | None:
     """The video of OUT that is asked for; None for a file that is none of them. Raises RequestError."""
     if asked in ids:
         return asked
-    path = Path(asked)
+    path = as_place(asked)
     if path.is_file():
         inside = {str(videos.place / item.path): item.id for item in videos.items} if \
             isinstance(videos, FolderVideos) else {}
@@ -200,7 +200,8 @@ def known_id(asked: str, ids: list[str], videos: Videos) -> str | None:
     raise RequestError(f"--query {asked!r} is neither a video of OUT nor a file{cli.nearest(asked, ids[:SEARCHED])}")
 
 
-def encode_file(path: Path, found: Finished, run: RunEvaluation, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+def encode_file(path: Place, found: Finished, run: RunEvaluation,
+                device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """The feature (C,) of a video file, made as those of OUT, and its middle frame. Raises RequestError."""
     made, said = found.document["request"], found.document["checkpoint"]
     text = said.get("file", said["text"])

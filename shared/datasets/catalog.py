@@ -10,6 +10,7 @@ from types import MappingProxyType
 from shared.cli import RequestError, nearest, plural
 from shared.datasets import ava, folder, layouts, ssv2, vidsitu
 from shared.datasets.listing import Listing, stem_of
+from shared.store.place import ObjectPath, Place
 
 ENDINGS = frozenset("." + ending for ending in """
     3g2 3gp asf avi divx f4v flv m1v m2ts m2v m4v mjpeg mjpg mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts
@@ -39,12 +40,13 @@ class Video:
 class Scan:
     """What lies under a folder. videos: by ending, posix paths relative to it, sorted; ignored: how many other files;
     unreadable: path -> reason, of folders and files that could not be looked at; bins: folders in which a system keeps
-    what was thrown away or made by itself, left out."""
+    what was thrown away or made by itself, left out; states: of objects, what tells their bytes from others."""
 
     videos: list[str]
     ignored: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     bins: list[str] = field(default_factory=list)
+    states: dict[str, str] = field(default_factory=dict)
 
     def gone(self, videos: Iterable[tuple[str, str]]) -> list[str]:
         """Ids of those videos, (id, path), that are here no more: neither at the path nor, where the id is not the path
@@ -63,7 +65,7 @@ class Catalog:
     cannot hold; unlisted: paths of videos on disk that are not listed; scan: all that lies there."""
 
     dataset: str
-    root: Path
+    root: Place
     classes: tuple[str, ...]
     videos: tuple[Video, ...]
     absent: tuple[str, ...]
@@ -74,7 +76,7 @@ class Catalog:
     scan: Scan = Scan([])
 
 
-def open_catalog(layout: str, root: Path, annotations: Path | None = None, dataset: str | None = None,
+def open_catalog(layout: str, root: Place, annotations: Path | None = None, dataset: str | None = None,
                  stored: folder.Stored = MappingProxyType({})) -> Catalog:
     """The videos under `root` as `layout`, one of LAYOUTS, lists them.
 
@@ -85,7 +87,6 @@ def open_catalog(layout: str, root: Path, annotations: Path | None = None, datas
     """
     if layout not in LAYOUTS:
         raise RequestError(f"layout {layout!r} is unknown{nearest(layout, LAYOUTS)}")
-    root = Path(root)
     if not root.is_dir():
         raise RequestError(f"the videos folder {root} {'is a file' if root.exists() else 'does not exist'}; "
                            "put the videos there or give their folder as --videos DIR")
@@ -173,12 +174,14 @@ def _example(paths: Sequence[str], listing: Listing) -> str:
     return f"; listed is {listed!r}, on disk is {_printable(path)!r}"
 
 
-def scan(root: Path) -> Scan:
+def scan(root: Place) -> Scan:
     """One directory listing a folder and no stat a file. Hidden names are left out, a hidden folder counts once. Links
     to folders are followed; what cannot be read is left out and named.
 
     Raises RequestError for a link that leads back into itself and for a root that cannot be read.
     """
+    if isinstance(root, ObjectPath):
+        return _scan_objects(root)
     found, ignored, pending = Scan([]), 0, [("", (os.path.realpath(root),))]
 
     def entries(place: str):
@@ -209,6 +212,23 @@ def scan(root: Path) -> Scan:
             except OSError as error:
                 found.unreadable[path] = error.strerror or str(error)
     return Scan(sorted(found.videos), ignored, dict(sorted(found.unreadable.items())), sorted(found.bins))
+
+
+def _scan_objects(root: ObjectPath) -> Scan:
+    states, ignored, bins = root.states(), 0, set()
+    videos = []
+    for path in states:
+        *folders, name = path.split("/")
+        at = next((i for i, folder in enumerate(folders) if folder.casefold() in BINS), None)
+        if any(part.startswith(".") for part in folders[:at]):
+            ignored += 1
+        elif at is not None:
+            bins.add("/".join(folders[:at + 1]))
+        elif name.startswith(".") or os.path.splitext(name)[1].lower() not in ENDINGS:
+            ignored += 1
+        else:
+            videos.append(path)
+    return Scan(sorted(videos), ignored, bins=sorted(bins), states={path: states[path] for path in videos})
 
 
 def _real(entry: os.DirEntry, parents: tuple[str, ...]) -> str:

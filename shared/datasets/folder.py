@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from shared.cli import RequestError, plural
 from shared.datasets.listing import Listed, Listing, class_order, rows_of, unlabelled
+from shared.store.place import Place
 
 SPLIT = re.compile(r"(train|val|test)[0-9]*")
 COLUMNS = ("path", "label", "split", "group")
@@ -20,7 +21,7 @@ Reading = Callable[[str], tuple[str, str]]    # a path -> its class, empty for n
 Stored = Mapping[str, tuple[str, tuple[str, ...]]]
 
 
-def listing(root: Path, annotations: Path | None, paths: Sequence[str], stored: Stored) -> Listing:
+def listing(root: Place, annotations: Path | None, paths: Sequence[str], stored: Stored) -> Listing:
     """The videos of `paths` with what the folders say of class and split, or what a CSV (path, label, split, group)
     says.
 
@@ -55,7 +56,7 @@ def listing(root: Path, annotations: Path | None, paths: Sequence[str], stored: 
                    lambda path: path if path in videos else spelt.get(unicodedata.normalize("NFC", path), path), notes)
 
 
-def _read(file: Path, root: Path) -> dict[str, dict[str, str]]:
+def _read(file: Place, root: Place) -> dict[str, dict[str, str]]:
     """path -> the cells of its row. Raises RequestError naming the line."""
     rows, lines = {}, {}
     for line, row in rows_of(file, COLUMNS, required=("path",)):
@@ -80,7 +81,7 @@ def _splits(cell: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(split.strip() for split in cell.split(";"))) if cell else ()
 
 
-def choose_reading(paths: Iterable[str], stored: Stored, root: Path,
+def choose_reading(paths: Iterable[str], stored: Stored, root: Place,
                    decides: Sequence[str] = ("label", "split")) -> tuple[Reading, tuple[str, ...]]:
     """How class and split follow from a path here, and what to say of it.
 
@@ -154,7 +155,7 @@ def _shares(paths: Sequence[str], reading: Reading) -> str:
     return said + (f", {bare:,} of them in no class folder and unlabelled" if bare else "")
 
 
-def _doubts(folders: Sequence[Sequence[str]], root: Path) -> tuple[str, ...]:
+def _doubts(folders: Sequence[Sequence[str]], root: Place) -> tuple[str, ...]:
     """Folders that look like splits and are not read as such."""
     if len({names[0] for names in folders}) == 1 and _splits_above([names[1:] for names in folders]):
         inner = root / folders[0][0]

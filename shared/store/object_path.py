@@ -121,6 +121,12 @@ class ObjectPath:
         with _named(self.url):
             return self.fs.isdir(self.url)
 
+    def is_file(self) -> bool:
+        if self.kind:
+            return self.kind == "file"
+        with _named(self.url):
+            return self.fs.isfile(self.url)
+
     def iterdir(self) -> list["ObjectPath"]:
         """What is right below, sorted; nothing where there is no such prefix."""
         if self.kind == "file":
@@ -145,24 +151,41 @@ class ObjectPath:
 
     def find(self) -> dict[str, int]:
         """{name relative to this prefix: bytes} of every object below, from listings of 1,000."""
+        return {name: entry["size"] for name, entry in self._below()}
+
+    def states(self) -> dict[str, str]:
+        """As `find`, but what tells an object's bytes from others: their number, and S3's ETag or what else is said."""
+        return {name: f"{entry['size']}:{entry['ETag'] if 'ETag' in entry else _digest(repr(entry).encode())}"
+                for name, entry in self._below()}
+
+    def _below(self) -> list[tuple[str, dict]]:
         with _named(self.url):
             entries = self.fs.find(self.url, detail=True)
         skip = len(self._inner()) + 1
-        return {name.strip("/")[skip:]: entry["size"] for name, entry in sorted(entries.items())
-                if name.strip("/") != self._inner()}
+        return [(name.strip("/")[skip:], entry) for name, entry in sorted(entries.items())
+                if name.strip("/") != self._inner()]
 
     def _inner(self) -> str:
         return self.fs._strip_protocol(self.url).strip("/")
 
-    # Reading: one request each.
+    # Reading: one request each, but for `blocks`.
 
     def read_bytes(self) -> bytes:
         with _named(self.url):
             return self.fs.cat_file(self.url, start=0)  # without a start s3fs asks for the size first
 
+    def read_text(self, encoding: str) -> str:
+        return self.read_bytes().decode(encoding)
+
     def read_range(self, start: int, stop: int) -> bytes:
         with _named(self.url):
             return self.fs.cat_file(self.url, start=start, end=stop)
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """The object's bytes, `size` at a time, a request each; on S3 all of one version, or an error."""
+        with _named(self.url), self.fs.open(self.url, cache_type="none") as file:
+            while block := file.read(size):
+                yield block
 
     def fetch(self, target: Path) -> None:
         """Copy the object to a local file."""

@@ -40,9 +40,10 @@ def as_place(place: Place | str) -> Place:
 
 
 def store_argument(text: str) -> Place:
-    """A command's argument that names a store: a folder, or a URL, whose storage is asked once whether it answers."""
+    """A command's argument that names a store, or videos: a folder, or a URL, whose storage is asked once whether it
+    answers."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("a store argument is empty; give a folder, . for the current one, or a URL")
+        raise argparse.ArgumentTypeError("a folder argument is empty; give a path, . for the current one, or a URL")
     try:
         place = as_place(text)
         if isinstance(place, ObjectPath):

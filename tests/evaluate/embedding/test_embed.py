@@ -360,6 +360,60 @@ def test_from_and_to_object_storage(call, store, bucket, tmp_path, monkeypatch, 
     assert (as_place(bucket) / "out/neighbours-a1.png").exists()
 
 
+def test_video_files_on_object_storage(call, videos, film, make_video, bucket, tmp_path, monkeypatch, capsys):
+    """As from a folder, one fetched at a time; what has changed there is read again, what is gone is a row."""
+    import s3fs
+    folder, url = shutil.copytree(videos, tmp_path / "videos"), f"{bucket}/videos"
+    (folder / "a" / "text.mp4").write_text("no video")
+    (folder / "a" / ".hidden.mp4").touch()
+    (folder / "@eaDir").mkdir()
+    (folder / "@eaDir" / "one.mp4").touch()
+    (folder / "annotations.csv").write_text("path,label,split\na/one.mp4,x,val\na/text.mp4,x,val\na/two.mp4,x,val\n"
+                                            "b/three.mp4,y,val\nfour.mp4,y,val\n")
+    bucket_files = s3fs.S3FileSystem()
+    bucket_files.put(str(folder), url, recursive=True)
+    monkeypatch.setattr(files, "PART", 1000)
+    fetch, list_videos = files.FolderVideos._fetch, files.open_catalog
+
+    def fetch_alone(source, reader, *paths):
+        assert not list(reader.scratch.folder.iterdir())
+        fetch(source, reader, *paths)
+    monkeypatch.setattr(files.FolderVideos, "_fetch", fetch_alone)
+    code, here = call("--videos", folder, "--set", "run.workers=0", out=tmp_path / "here")
+    assert code == cli.FAILURES and call("--videos", url, "--set", "run.workers=0")[0] == cli.FAILURES
+    out = tmp_path / "out"
+    np.testing.assert_array_equal(np.load(out / "features.npy"), np.load(here / "features.npy"))
+    assert table(out) == table(here) and {row["label"] for row in table(out)} == {"x", "y"}
+    assert failed(out) == failed(here) and set(failed(out)) == {"a/text.mp4"}
+
+    film(tmp_path / "good.mp4", make_video(30, 7))
+    bucket_files.put(str(tmp_path / "good.mp4"), f"{url}/a/text.mp4")
+    film(tmp_path / "new.mp4", make_video(31, 8))
+    bucket_files.put(str(tmp_path / "new.mp4"), f"{url}/four.mp4")
+
+    def list_then_lose(*args):
+        found = list_videos(*args)
+        bucket_files.rm(f"{url}/four.mp4")
+        return found
+    monkeypatch.setattr(files, "open_catalog", list_then_lose)
+    capsys.readouterr()
+    assert call("--videos", url, "--set", "run.workers=0")[0] == cli.FAILURES
+    assert "2 videos computed" in capsys.readouterr().out
+    assert failed(out) == {"four.mp4": "cannot be opened: no such file or directory"}
+    assert [row["id"] for row in table(out)] == ["a/one.mp4", "a/text.mp4", "a/two.mp4", "b/three.mp4"]
+
+    monkeypatch.setattr(files, "open_catalog", list_videos)
+    for query in ("a/one.mp4", f"{url}/a/one.mp4"):
+        assert embed.main(["--out", str(out), "--query", query, "-k", "9", *FAST]) == cli.DONE
+        assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
+    source = files.FolderVideos(as_place(f"{url}/a/one.mp4"), apart=False)
+    with source.opened() as reader, pytest.raises(VideoError, match="stopped"):
+        source.interrupt(reader)
+        source.middle(reader, source.items[0])
+    with pytest.raises(RequestError, match="--videos s3://.*/nothing does not exist"):
+        call("--videos", f"{bucket}/nothing")
+
+
 # ---- neighbours
 
 def test_the_nearest_videos(call, store, tmp_path, capsys):

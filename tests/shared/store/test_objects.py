@@ -91,7 +91,12 @@ def test_what_is_there(anywhere):
     assert (anywhere / "b").is_dir() and not (anywhere / "a").is_dir() and anywhere.exists()
     assert [entry.relative_to(anywhere).as_posix() for entry in anywhere.glob("b/[!.]*")] == ["b/c"]
     assert anywhere.find() == {"a": 2, "b/.x": 2, "b/c/d": 2}
-    assert (anywhere / "b/c/d").read_range(1, 2) == b"2"
+    assert (anywhere / "b/c/d").read_range(1, 2) == b"2" and (anywhere / "a").read_text("utf-8") == "12"
+    assert (anywhere / "a").is_file() and not (anywhere / "b").is_file() and not (anywhere / "none").is_file()
+    assert list((anywhere / "a").blocks(1)) == [b"1", b"2"]
+    before = anywhere.states()
+    (anywhere / "a").put(b"21")
+    assert [name for name, state in anywhere.states().items() if state != before[name]] == ["a"]
     with pytest.raises(FileNotFoundError) as error:
         (anywhere / "none").read_bytes()
     assert error.value.filename == f"{anywhere}/none"
