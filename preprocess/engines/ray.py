@@ -65,7 +65,8 @@ class RayEngine(Apart):
     name = "ray"
 
     def __init__(self, workers: int | None = None, address: str | None = None, resources: Resources = Resources()):
-        super().__init__(Driver, (workers, address, resources), f"the Ray cluster is gone; start it, then {GO_ON}")
+        lost = "the Ray cluster is gone; start it, then" if address else "Ray on this machine has ended;"
+        super().__init__(Driver, (workers, address, resources), f"{lost} {GO_ON}")
 
 
 class Driver:
@@ -180,6 +181,9 @@ class Driver:
             num_cpus=0, scheduling_strategy=self._on(node["NodeID"])).remote() for node in self._nodes()}
         try:
             return {address: self.ray.get(ref, timeout=PATIENCE_S) for address, ref in asked.items()}
+        except self.ray.exceptions.GetTimeoutError as error:
+            raise Stopped(f"the workers of Ray have not started within {PATIENCE_S:g} s; wait until less runs there, "
+                          f"then {GO_ON}") from error
         except self.ray.exceptions.RayError as error:
             raise RequestError(f"the workers of the Ray cluster do not load our code ({_line(error)}); submit the job "
                                "with --working-dir, or install motionpack on every node") from error

@@ -190,7 +190,9 @@ def plain_count(path: Path) -> tuple[int, str]:
             stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "NONE"
             for _ in container.decode(stream):
                 frames += 1
-    except (av.error.FFmpegError, IndexError, AttributeError) as error:
+    except IndexError:
+        return frames, ""   # PyAV at the end of a file in which a stream showed only on the way, after all packets
+    except (av.error.FFmpegError, AttributeError) as error:
         return frames, type(error).__name__
     return frames, ""
 

@@ -386,6 +386,21 @@ def test_an_address_where_nobody_answers_is_one_line(small_videos, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.ray
+def test_a_ray_that_cannot_start_is_one_line(small_videos, tmp_path, monkeypatch):
+    """As on a machine with too much to do, Ray's own server is later than ray.init waits for it, both times."""
+    store = tmp_path / "store"
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "0")
+        with started(small_videos, store, "--engine", "ray") as process:
+            out, err = process.communicate(timeout=PATIENCE_S)
+        tries = [path for path in Path(folder, "ray").glob("session_*") if not path.is_symlink()]
+    assert process.returncode == 3 and len(tries) == 2 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("stopped: Ray did not start on this machine, twice (")
+    assert not packs(store)
+
+
 @pytest.fixture
 def ray_head(tmp_path):
     """The job address of a Ray head on loopback, and the environment of its users; it ends with what it started.
