@@ -157,9 +157,9 @@ def describe(name: str, backbone: Backbone, provenance: dict, licence: str = UNS
         "format": FORMAT,
         "weights": {"file": name, "sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)},
         "architecture": {
-            "name": backbone.name, "width": backbone.width, "features": backbone.features, "frames": backbone.frames,
-            "parameters": sum(parameter.numel() for parameter in backbone.parameters()), "clip": clip, "size": size,
-            "short_edge": round(size * EDGE),
+            "name": backbone.name, "width": backbone.width, "bn_eps": backbone.eps, "features": backbone.features,
+            "frames": backbone.frames, "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+            "clip": clip, "size": size, "short_edge": round(size * EDGE),
             "input": "(B, 3, L, S, S) float32, RGB in [0, 1] less `mean`, over `std`", "mean": list(MEAN),
             "std": list(STD), "h": list(backbone.h_shape(ClipGeometry.parse(clip).length, size)),
             "output": f"(B, {backbone.features}) float32, the global average of the last block"},

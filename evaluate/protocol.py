@@ -14,7 +14,7 @@ from evaluate.features.encoders import Encoder
 from evaluate.settings import Settings, check
 from shared.cli import RequestError, nearest
 from shared.nn.distributed import World
-from shared.recipes.settings import apply_settings, build, load_document
+from shared.recipes.settings import apply_settings, build, load_document, recorded
 from shared.store.place import Place
 
 
@@ -154,11 +154,12 @@ def _has(protocol: str, key: str) -> bool:
 
 
 def used(protocol: str, settings: Settings) -> dict[str, dict]:
-    """The sections that the protocol reads, as plain dictionaries, for the report."""
+    """The sections that the protocol reads, as plain dictionaries, for the report; as `recorded` leaves them, so that
+    results from before a setting compare with those that have it as it was."""
     sections, unused = find_protocol(protocol).sections, set()
     if "linear" in sections and settings.linear.classifier != "softmax":
         unused.add("softmax")
     for name in {"verbs", "detection"}.intersection(sections):
         unused.add("softmax" if getattr(settings, name).classifier == "finetune" else "finetune")
     sections = [name for name in sections if name not in unused]
-    return {name: dataclasses.asdict(getattr(settings, name)) for name in sections}
+    return recorded(Settings, {name: dataclasses.asdict(getattr(settings, name)) for name in sections})

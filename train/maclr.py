@@ -34,7 +34,7 @@ class MaCLR(Learner):
         self.motion_query = self.motion_key = self.motion_queue = None
         self.queue = self._new_queue("visual")
         if maclr.reads:
-            backbone = build_backbone(maclr.motion_backbone, maclr.motion_width)
+            backbone = build_backbone(maclr.motion_backbone, maclr.motion_width, settings.model.bn_eps)
             self.motion_query = self._encoder(backbone, sorted(set(self.head["motion"].values())))
             self.motion_key = momentum_twin(self.motion_query)
             self.motion_queue = self._new_queue("motion")

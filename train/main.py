@@ -108,6 +108,9 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
                         motion=aligns(recipe.alignment), maclr=recipe.maclr)
         sampler = Sampler(len(data), recipe.optimise.batch, recipe.optimise.seed, world.rank, world.size)
         schedule = Schedule.of(recipe.optimise, sampler.steps)
+        if recipe.model.init_head and not args.init and not (args.resume and os.path.lexists(args.out / LAST)):
+            raise RequestError("model.init_head is true, but there is no --init file whose head could be taken; add "
+                               "--init FILE, or leave init_head out")
         learner, init = build_learner(training, args.init, world)
         provenance = {"stores": data.provenance(), "init": init, "world_size": world.size, "threads": threads,
                       "bn": learner.shuffle.mode, "bn_group": learner.shuffle.group, "device": device.type,
@@ -205,11 +208,14 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
 
 def build_learner(training: Training, init: Path | None, world: World) -> tuple[Learner, dict | None]:
     """The learner on its device, and what --init gave."""
-    recipe = training.recipe
-    backbone = build_backbone(recipe.model.backbone, recipe.model.width)
-    taken = dataclasses.asdict(inflate(init, backbone)) if init else None
+    recipe, model, taken = training.recipe, training.recipe.model, None
     method = MaCLR if recipe.maclr else Learner
-    return method(lambda: backbone, recipe, world).to(world.device), taken
+    learner = method(lambda: build_backbone(model.backbone, model.width, model.bn_eps), recipe, world)
+    if init:
+        head = learner.query.heads["inter"] if model.init_head else None
+        taken = dataclasses.asdict(inflate(init, learner.query.backbone, model.stem_tap, head))
+        learner.key.load_state_dict(learner.query.state_dict())
+    return learner.to(world.device), taken
 
 
 def introduce(training: Training, data: ClipData, schedule: Schedule, learner: Learner, provenance: dict, first: int,

@@ -234,6 +234,8 @@ class Learner(nn.Module):
             terms["intra"] = intra_loss(q["intra"], same, others, contrast.temperature)
         if "order" in self.heads:
             triple = torch.cat([q["order"], *(key["order"] for key in keys[1:])], 1)         # (B, 3 * D)
+            if contrast.order_input == "unit":
+                triple = F.normalize(triple, dim=1)
             terms["order"] = order_loss(self.classifier(triple), views.order)
         if self.aligns:
             similarity = (q["inter"] * keys[0]["inter"]).sum()

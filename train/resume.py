@@ -1,7 +1,7 @@
 """Going on from a checkpoint: what must agree, what may differ, and what is said about it."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -10,8 +10,8 @@ from shared.cli import RequestError, plural
 from shared.clips.loader import Sampler
 from shared.nn import checkpoint
 from shared.nn.distributed import World
-from shared.recipes.pretraining import Pretraining, build_recipe
-from shared.recipes.settings import differences, recorded
+from shared.recipes.pretraining import build_recipe
+from shared.recipes.settings import differences
 from shared.recipes.training import Training
 from shared.schedule import Schedule
 from train.moco import Learner
@@ -30,7 +30,7 @@ def restore(path: Path, training: Training, provenance: dict, learner: Learner, 
     planned, steps = (Schedule.of(recipe.optimise, sampler.steps).steps for recipe in (made, asked))
     if steps > planned:
         asked = replace(asked, optimise=replace(asked.optimise, epochs=made.optimise.epochs, steps=made.optimise.steps))
-    if different := differences(recorded(Pretraining, state["recipe"]), asked.to_dict()):
+    if different := differences(asdict(made), asdict(asked)):
         raise RequestError(f"{path} was made with another recipe: {'; '.join(different)}; use its settings or another "
                            "--out")
     if different := store_differences(stored["stores"], provenance["stores"]):

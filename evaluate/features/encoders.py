@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
-from shared.nn.backbones import build_backbone
+from shared.nn.backbones import EPS, build_backbone
 from shared.nn.checkpoint import load_backbone, not_finite
 from shared.nn.exported import export_files, is_export, load_export
 from shared.nn.layers import Backbone
@@ -24,8 +24,8 @@ from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS
 RANDOM, MEAN_IMAGE = "random", "mean-image"
 PAPER_CLIP, PAPER_SIZE = "16x2", 224                        # docs/method.md 1.7
 # What others are trained on: MaCLR's visual pathway (docs/method.md 2.1) and the small ones, ours.
-VIEWS = {"slow_50": ("8x8", 224), "slow_tiny": ("4x4", 48), "r2plus1d_tiny": ("8x2", 48), "r2plus1d_18": ("16x2", 112),
-         "r3d_18": ("16x2", 112)}
+VIEWS = {"slow_50": ("8x8", 224), "slow_tiny": ("4x4", 48), "r2plus1d_tiny": ("8x2", 48),
+         **dict.fromkeys(("r2plus1d_18", "r2plus1d_18_tv", "r3d_18"), ("16x2", 112))}
 
 
 class MeanImage(nn.Module):
@@ -95,11 +95,12 @@ def _untrained(text: str, device, seed: int) -> Encoder:
     return untrained(name, int(rest[0]) if rest else seed, device)
 
 
-def untrained(name: str, seed: int, device: torch.device | str = "cpu", width: int = 0) -> Encoder:
-    """A freshly initialised backbone. Raises RequestError for an unknown one; width: as `build_backbone`."""
+def untrained(name: str, seed: int, device: torch.device | str = "cpu", width: int = 0,
+              eps: float | None = None) -> Encoder:
+    """A freshly initialised backbone. Raises RequestError for an unknown one; width, eps: as `build_backbone`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = build_backbone(name, width)
+        net = build_backbone(name, width, eps)
     clip, size = VIEWS.get(name, (FRAME_CLIP if name in FRAME_NETS else PAPER_CLIP, PAPER_SIZE))
     origin = {"kind": RANDOM, "backbone": name, "width": net.width, "features": net.features, "seed": seed}
     return Encoder(f"{RANDOM}:{name}:{seed}", net.to(device).eval(), weights_hash(net), clip, size, origin)
@@ -132,8 +133,11 @@ def refuse_features(encoder: Encoder, video: str, what: str = "features") -> Non
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters and buffers."""
+    """SHA-256 over names, shapes and bytes of all parameters and buffers, and over the epsilons of batch norms that are
+    not PyTorch's own."""
     digest = hashlib.sha256()
+    for eps in sorted({part.eps for part in module.modules() if isinstance(part, nn.BatchNorm3d)} - {EPS}):
+        digest.update(f"eps {eps}\n".encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -35,7 +35,7 @@ from shared.nn.distributed import World, average_buffers, parallel, reduce_logs
 from shared.nn.layers import Backbone
 from shared.nn.norm import split_batch_norm
 from shared.nn.together import Interrupt, agree, every, raise_first, together
-from shared.recipes.settings import differences
+from shared.recipes.settings import differences, recorded
 from shared.schedule import Schedule
 
 FINETUNED, TRAINING = "finetuned.pt", "training.pt"
@@ -77,8 +77,8 @@ class Job:
                 "clip": str(self.view.geometry), "size": self.view.size, "seed": self.seed, "bn_group": self.group,
                 "store": {key: store[key] for key in ("index", "recipe_hash")}, "split": self.split,
                 "samples": self.data.samples.digest,
-                "finetune": {key: value for key, value in dataclasses.asdict(self.settings).items()
-                             if key not in TEST_ONLY}}
+                "finetune": recorded(Finetune, {key: value for key, value in dataclasses.asdict(self.settings).items()
+                                                if key not in TEST_ONLY})}
 
     def find(self, path: Path, world: World) -> dict | None:
         """The file's content; None where it is not there. Raises RequestError where it is of another request."""
@@ -97,7 +97,7 @@ class Job:
     def classifier(self, backbone: dict, head: dict) -> Classifier:
         """In eval mode, with these weights."""
         net = self.encoder.net
-        made = self.build(build_backbone(net.name, net.width))
+        made = self.build(build_backbone(net.name, net.width, net.eps))
         made.backbone.load_state_dict(backbone)
         made.head.load_state_dict(head)
         return made.eval()
@@ -226,7 +226,7 @@ class Job:
                 "format": checkpoint.FORMAT, "kind": checkpoint.FINETUNED, "request": self.request, "curve": curve,
                 "backbone": backbone, "head": head, "classes": self.data.classes,
                 "recipe": {"sampling": {"clip": str(self.view.geometry), "size": self.view.size},
-                           "model": {"backbone": net.name, "width": net.width},
+                           "model": {"backbone": net.name, "width": net.width, "bn_eps": net.eps},
                            "finetune": dataclasses.asdict(self.settings)},
                 "provenance": {
                     "kind": checkpoint.FINETUNED, "pipeline": "finetune", "step": len(curve), "seed": self.seed,

@@ -71,7 +71,7 @@ def baselines(request: Request, index: Index, videos: int, view: View) -> dict[s
     net, device = request.encoder.net, request.world.device
     labelled = {SUPERVISED: [supervised(request, index, videos, view)]} \
         if request.settings.controls.supervised_steps else {}
-    return {RANDOM: [untrained(net.name, seed, device, net.width)
+    return {RANDOM: [untrained(net.name, seed, device, net.width, net.eps)
                      for seed in range(request.settings.controls.untrained)],
             **labelled, MEAN_IMAGE: [open_encoder(MEAN_IMAGE)]}
 
@@ -85,7 +85,7 @@ def supervised(request: Request, index: Index, videos: int, view: View) -> Encod
                            f"{batch}: make more videos (--set generate.videos=), or use fewer processes")
     settings = dataclasses.replace(request.settings.finetune, steps=request.settings.controls.supervised_steps,
                                    batch=batch, **PLAIN)
-    start = untrained(net.name, 0, world.device, net.width)
+    start = untrained(net.name, 0, world.device, net.width, net.eps)
     key = {"start": start.sha256, "index": index.generation, "split": request.train_split, "view": view.to_dict(),
            "finetune": dataclasses.asdict(settings)}
     name = f"supervised-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -121,9 +121,9 @@ def _trained(encoder: Encoder, device: torch.device, recipe: Pretraining, weight
     net, model = encoder.net, recipe.model
     project, project_key = (part(Projection(net.features, model.hidden, model.dim), prefix) for prefix in (QUERY, KEY))
     return dataclasses.replace(
-        towers, key=part(build_backbone(net.name, net.width), KEY_BACKBONE), project=project, project_key=project_key,
-        note="The score is the similarity q . k of the inter head: query encoder on the clip, key encoder on another "
-             "view of it, drawn from the run's seed.")
+        towers, key=part(build_backbone(net.name, net.width, net.eps), KEY_BACKBONE), project=project,
+        project_key=project_key, note="The score is the similarity q . k of the inter head: query encoder on the clip, "
+                                      "key encoder on another view of it, drawn from the run's seed.")
 
 
 def _untrained(encoder: Encoder, device: torch.device, recipe: Pretraining, towers: Towers) -> Towers:
@@ -131,7 +131,7 @@ def _untrained(encoder: Encoder, device: torch.device, recipe: Pretraining, towe
     net = encoder.net
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(encoder.provenance["seed"])
-        build_backbone(net.name, net.width)
+        build_backbone(net.name, net.width, net.eps)
         head = Projection(net.features, recipe.model.hidden, recipe.model.dim).to(device).eval()
     return dataclasses.replace(towers, project=head, project_key=head, note=(
         f"{encoder.text} is untrained: its projection head is drawn from the same seed, its key encoder is a copy, as "

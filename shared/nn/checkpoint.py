@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from shared.cli import RequestError, writing
-from shared.nn.backbones import build_backbone
+from shared.nn.backbones import EPS, build_backbone
 from shared.nn.layers import Backbone
 from shared.recipes.pretraining import Pretraining, build_recipe
 from shared.store.record import fsync_directory, hidden_name
@@ -136,7 +136,7 @@ def load_backbone(path: Path, device: torch.device | str = "cpu") -> tuple[Backb
 def _trained(state: dict, path: Path, device) -> tuple[Backbone, dict]:
     model = recipe_of(state, path).model
     weights = {key.removeprefix(BACKBONE): value for key, value in state["learner"].items() if key.startswith(BACKBONE)}
-    backbone = fill_backbone(model.backbone, model.width, weights, path)
+    backbone = fill_backbone(model.backbone, model.width, model.bn_eps, weights, path)
     known = {key: state[key] for key in ("pipeline", "recipe", "step", "epoch")}
     return backbone.to(device).eval(), {**state["provenance"], **known}
 
@@ -164,7 +164,8 @@ def _finetuned(state: dict, path: Path, device) -> Finetuned:
     state = _whole(state, FINETUNED_KEYS, path)
     with well_formed(path):
         model, weights = state["recipe"]["model"], state["head"]
-        backbone = fill_backbone(model["backbone"], model["width"], state["backbone"], path)
+        eps = model.get("bn_eps", EPS)
+        backbone = fill_backbone(model["backbone"], model["width"], eps, state["backbone"], path)
         head = torch.nn.Linear(backbone.features, len(state["classes"]))
         load_weights(head, weights, path)
         return Finetuned(backbone.to(device).eval(), head.to(device).eval(), list(state["classes"]), state["recipe"],
@@ -179,12 +180,12 @@ def recipe_of(state: dict, path: Path) -> Pretraining:
         raise RequestError(f"{path} was written by another version: {error}") from None
 
 
-def fill_backbone(name: str, width: int, weights: dict, path: Path) -> Backbone:
+def fill_backbone(name: str, width: int, eps: float, weights: dict, path: Path) -> Backbone:
     """The backbone that `weights` of a file are of. Nothing is allocated before names and shapes are its own: a file
     may claim any width. Raises RequestError."""
     try:
         with torch.device("meta"):
-            backbone = build_backbone(name, width)
+            backbone = build_backbone(name, width, eps)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"{path} says {name!r} of width {width!r}, which no network can have "
                            f"({str(error).splitlines()[0]})") from None

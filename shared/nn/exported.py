@@ -14,6 +14,7 @@ from safetensors.torch import load as load_tensors
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
 from shared.clips.resampling import MEAN, STD
+from shared.nn.backbones import EPS
 from shared.nn.checkpoint import fill_backbone, load_backbone, not_finite
 from shared.nn.layers import Backbone
 from shared.nn.transform import EDGE, Transform
@@ -86,7 +87,8 @@ def load_export(path: Path, device: torch.device | str = "cpu") -> tuple[Backbon
     except safetensors.SafetensorError as error:
         raise RequestError(f"{file} is no safetensors file ({error}); export it again") from None
     architecture = document["architecture"]
-    return fill_backbone(architecture["name"], architecture["width"], weights, file).to(device).eval(), document
+    return fill_backbone(architecture["name"], architecture["width"], architecture["bn_eps"], weights,
+                         file).to(device).eval(), document
 
 
 def _describe(path: Path) -> dict:
@@ -95,8 +97,10 @@ def _describe(path: Path) -> dict:
         document = json.loads(path.read_text(encoding="utf-8"))
         form, architecture = document["format"], document["architecture"]
         ClipGeometry.parse(architecture["clip"])
+        architecture.setdefault("bn_eps", EPS)          # of exports from before it was said
         kinds = [(document["weights"]["sha256"], str), (architecture["name"], str), (architecture["width"], int),
-                 (architecture["size"], int), (document["recipe"], dict), (document["provenance"], dict)]
+                 (architecture["size"], int), (architecture["bn_eps"], float), (document["recipe"], dict),
+                 (document["provenance"], dict)]
         for value, kind in kinds:
             if type(value) is not kind:
                 raise TypeError(f"{str(value)[:60]!r} is no {kind.__name__}")

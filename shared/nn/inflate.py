@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 from typing import BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.cli import RequestError
 from shared.nn.layers import Backbone
@@ -22,6 +22,7 @@ from shared.nn.resnet import RESNET_50
 # How the first tensor of a ResNet is called in each layout that is read, most telling first.
 LAYOUTS = {"moco": "module.encoder_q.", "torchvision-parallel": "module.", "torchvision": ""}
 PROBE = "layer1.0.conv1.weight"
+HEAD = "fc."                 # MoCo v2's own projection head: Linear, ReLU, Linear, as ours
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Inflation:
     """What a file gave; part of a checkpoint's provenance.
 
     file: its name; sha256: hex digest of its bytes; layout: one of LAYOUTS; loaded: tensors taken from it; identities:
-    temporal convolutions set to the identity; left_out: tensors not taken, counted by the start of their names.
+    temporal convolutions set to the identity; left_out: tensors not taken, counted by the start of their names; tap: of
+    the stem, that took its 2D kernel.
     """
 
     file: str
@@ -38,15 +40,17 @@ class Inflation:
     loaded: int
     identities: int
     left_out: dict[str, int]
+    tap: int
 
 
-def inflate(path: Path, backbone: Backbone) -> Inflation:
+def inflate(path: Path, backbone: Backbone, tap: int = 1, head: nn.Module | None = None) -> Inflation:
     """Start `backbone` (r2plus1d_50 or r2d_50 at width 64) from a ResNet-50 of single images, in place.
 
-    2D kernels go to the middle tap of theirs in time, the other taps are zero; 3x1x1 convolutions become the identity,
-    so that the network gives what the 2D net gives on the frames under those taps. Nothing changes if it raises.
-    Raises RequestError, in one line, for a file that is damaged, needs unpickling or holds another network, and for a
-    backbone that has no 2D twin; OSError for a file that cannot be read.
+    The stem's 2D kernel goes to `tap` of its kernel in time, the other taps are zero (2D nets have but tap 0); 3x1x1
+    convolutions become the identity, so that the network gives what the 2D net gives on the frames under that tap.
+    head: a projection head that starts from the file's own. Nothing changes if it raises.
+    Raises RequestError, in one line, for a file that is damaged, needs unpickling or holds another network, for a
+    backbone that has no 2D twin, and for a head that the file has not; OSError for a file that cannot be read.
     """
     path = Path(path)
     if backbone.name not in RESNET_50 or backbone.width != 64:
@@ -62,12 +66,13 @@ def inflate(path: Path, backbone: Backbone) -> Inflation:
                            "a MoCo v2 checkpoint or torchvision's resnet50 weights")
     weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     state, taken, identities = {}, set(), 0
+    tap = min(tap, backbone.stem.conv1.weight.shape[2] - 1)
     for name, own in backbone.state_dict().items():
         source = name.removeprefix("stem.").removeprefix("stages.")
         if ".temporal2." in source:
             state[name], identities = _identity(own), identities + 1
         elif source in weights:
-            state[name] = _placed(path, prefix + source, weights[source], own)
+            state[name] = _placed(path, prefix + source, weights[source], own, tap)
             taken.add(prefix + source)
         elif not source.endswith("num_batches_tracked"):  # files of torch before 0.4 carry none
             raise RequestError(f"{path} lacks {prefix + source}: no ResNet-50; expected a MoCo v2 checkpoint or "
@@ -76,9 +81,20 @@ def inflate(path: Path, backbone: Backbone) -> Inflation:
     if surplus:
         raise RequestError(f"{path} holds {prefix + surplus[0]}, which a ResNet-50 has not; expected a MoCo v2 "
                            "checkpoint or torchvision's resnet50 weights")
+    projection = {}
+    for name, own in head.state_dict().items() if head is not None else ():
+        weight = weights.get(HEAD + name)
+        if weight is None or weight.shape != own.shape:
+            found = "no" if weight is None else f"a {tuple(weight.shape)}"
+            raise RequestError(f"{path} holds {found} {prefix + HEAD + name}; init_head=true expects MoCo v2's head, "
+                               f"here {tuple(own.shape)}: leave it out, or set hidden and dim to the file's")
+        projection[name] = _placed(path, prefix + HEAD + name, weight, own, 0)
+        taken.add(prefix + HEAD + name)
     backbone.load_state_dict(state, strict=False)  # strict but for num_batches_tracked: checked above
+    if head is not None:
+        head.load_state_dict(projection)
     left_out = Counter(_group(name, prefix) for name in tensors if name not in taken)
-    return Inflation(path.name, sha256, layout, len(taken), identities, dict(sorted(left_out.items())))
+    return Inflation(path.name, sha256, layout, len(taken), identities, dict(sorted(left_out.items())), tap)
 
 
 def _tensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
@@ -104,8 +120,8 @@ def _tensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
     return tensors
 
 
-def _placed(path: Path, name: str, weight: Tensor, own: Tensor) -> Tensor:
-    """A tensor of the 2D net in the shape of ours; (O, I, h, w) goes to the middle tap of (O, I, T, h, w)."""
+def _placed(path: Path, name: str, weight: Tensor, own: Tensor, tap: int) -> Tensor:
+    """A tensor of the 2D net in the shape of ours; (O, I, h, w) goes to one tap of (O, I, T, h, w)."""
     expected = own.shape[:2] + own.shape[3:] if own.dim() == 5 else own.shape
     if weight.shape != expected:
         raise RequestError(f"{path}: {name} is {tuple(weight.shape)}, expected {tuple(expected)} as in ResNet-50; "
@@ -115,7 +131,7 @@ def _placed(path: Path, name: str, weight: Tensor, own: Tensor) -> Tensor:
     if own.dim() != 5:
         return weight
     out = torch.zeros_like(own)
-    out[:, :, own.shape[2] // 2] = weight
+    out[:, :, tap if own.shape[2] > 1 else 0] = weight
     return out
 
 

@@ -60,12 +60,13 @@ def _stacked(x: Tensor, time: int) -> Tensor:
 class Backbone(nn.Module):
     """A video network without a classifier, cut at the output of its last convolution (docs/method.md 1.4).
 
-    name, width: as `build_backbone` takes them; features: channels of the pooled feature, and of h; frames: a 2D net,
-    which takes single frames. Subclasses define `body` and `output`; neither keeps a tensor on the module.
+    name, width, eps: as `build_backbone` takes them; features: channels of the pooled feature, and of h; frames: a 2D
+    net, which takes single frames. Subclasses define `body` and `output`; neither keeps a tensor on the module.
     """
 
     name: str
     width: int
+    eps: float
     features: int
     frames: bool = False
 

@@ -13,17 +13,7 @@ from pathlib import Path
 
 from shared.cli import RequestError, nearest
 from shared.clips.index import ClipGeometry
-from shared.recipes.settings import (
-    apply_settings,
-    build,
-    follow,
-    kept,
-    late,
-    load_document,
-    named_key,
-    recorded,
-    telling,
-)
+from shared.recipes.settings import apply_settings, build, follow, kept, late, load_document, recorded, spelt
 
 MAX_WINDOW = 4096  # frames: 3 GB of 256x340 pixels with their flow
 
@@ -189,13 +179,11 @@ def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequ
         sections["generate"], beside["generate"] = Generate, preset["generate"]
     alone = tree = apply_settings(recipes[name] | beside, sections, settings)
     if stored is not None:
-        named = {".".join(named_key(sections, setting)) for setting in settings}
-        named |= telling(recipes.values()) if recipe else set()
         try:
-            base = dataclasses.asdict(build(Recipe, stored, ""))
+            base = spelt(Recipe, stored)
         except RequestError as error:
             raise RequestError(f"the store was made by another version: {error}") from None
-        followed = follow(recipes[name], base, named)
+        followed = follow(recipes[name], base, sections, settings, recipes.values() if recipe else ())
         tree = apply_settings(followed | beside, sections, settings)
     preset |= {"recipe": name, "generate": tree.pop("generate", None)}
     run = build(Run, tree.pop("run"), "run")

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 
 from shared.clips.index import ClipGeometry
-from shared.recipes.settings import build, recorded
+from shared.recipes.settings import build, late, recorded
 
 FRAME_NETS = ("r2d_50", "i2d")     # 2D nets: they see single frames, so only L_s applies (docs/method.md 1.4)
 FRAME_CLIP = "1x1"
@@ -64,13 +64,20 @@ class Augment:
 
 @dataclass(frozen=True)
 class Model:
-    """Backbone by name, its width (0: the name's own), the heads' hidden width and output, float32 or bf16 autocast."""
+    """Backbone by name, its width (0: the name's own), the heads' hidden width and output, float32 or bf16 autocast.
+
+    bn_eps: epsilon of every BN, `auto` the backbone's own (docs/method.md 1.5); stem_tap: the tap in time of the stem
+    that takes the 2D kernel of --init; init_head: the inter head starts from that of the file too.
+    """
 
     backbone: str
     width: int
     hidden: int
     dim: int
     precision: str
+    bn_eps: float | str = late(1e-5)
+    stem_tap: int = late(2)
+    init_head: bool = late(False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ class Contrast:
     """The contrastive learner (docs/method.md 1.3).
 
     inter, intra: weights; order: weight, or `epoch` for epoch/epochs; queue: keys; momentum: of the EMA;
-    bn: `auto` (shuffling BN over ranks, split BN on one), `shuffle`, `split` or `none`; bn_group: clips a split group.
+    bn: `auto` (shuffling BN over ranks, split BN on one), `shuffle`, `split` or `none`; bn_group: clips a split group;
+    order_input: of the order classifier, three embeddings side by side, `plain` or made one of length 1 (`unit`).
     """
 
     inter: float
@@ -90,6 +98,7 @@ class Contrast:
     bn: str
     bn_group: int
     exclude_same_video: bool
+    order_input: str = late("plain")
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,8 @@ class Alignment:
 
     variant: none, v1, v2 or v3 (Eqs. 4-6); st, s, t: the terms of Eq. 7; form: renormalised, literal or released;
     weights_per_step: w_c a time step (released code); double_epochs: epochs at twice the weight (released code: 5);
-    layer: `conv` (last convolution, before its BN) or `output` (the block's output, where v3 degenerates).
+    layer: `conv` (last convolution, before its BN) or `output` (the block's output, where v3 degenerates);
+    softmax_scale: what the target is multiplied by, where `form` is released, before the softmax over its time steps.
     """
 
     variant: str
@@ -110,6 +120,7 @@ class Alignment:
     weights_per_step: bool
     double_epochs: int
     layer: str
+    softmax_scale: float = late(1.0)
 
 
 @dataclass(frozen=True)

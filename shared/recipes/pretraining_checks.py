@@ -33,9 +33,15 @@ def check(r: Pretraining) -> None:
     _choice("sampling.sa_variant", s.sa_variant, ("paper", "released"))
     _choice("model.precision", m.precision, ("float32", "bf16"))
     _choice("contrast.bn", c.bn, ("auto", "shuffle", "split", "none"))
+    _choice("contrast.order_input", c.order_input, ("plain", "unit"))
     _choice("alignment.variant", a.variant, ("none", "v1", "v2", "v3"))
     _choice("alignment.form", a.form, ("renormalised", "literal", "released"))
     _choice("alignment.layer", a.layer, ("conv", "output"))
+    if isinstance(m.bn_eps, str):
+        _choice("model.bn_eps", m.bn_eps, ("auto",))
+    else:
+        _within("model.bn_eps", m.bn_eps, 0, 0.1, open_low=True)
+    _within("model.stem_tap", m.stem_tap, 0, 3)                  # of the 4 of R(2+1)D-50's stem
     if isinstance(c.order, str):
         _choice("contrast.order", c.order, ("epoch",))
     else:
@@ -65,6 +71,7 @@ def check(r: Pretraining) -> None:
                        "optimise.momentum": o.momentum, "optimise.warmup_from": o.warmup_from}.items():
         _within(key, value, 0, 1)
     _within("augment.hue", g.hue, 0, 0.5)
+    _within("alignment.softmax_scale", a.softmax_scale, 0, open_low=True)
     _within("contrast.temperature", c.temperature, 0, open_low=True)
     _within("optimise.lr", o.lr, 0, open_low=True)
     _within("optimise.seed", o.seed, 0, 2**63 - 2)      # a second queue is seeded with the next one

@@ -60,6 +60,12 @@ def recorded(cls: type, tree: dict) -> dict:
     return out
 
 
+def spelt(cls: type, tree: dict) -> dict:
+    """A written recipe with every setting of this version, late ones as before where it lacks them. Raises
+    RequestError for settings that this version does not know."""
+    return json.loads(json.dumps(dataclasses.asdict(build(cls, tree, ""))))
+
+
 def telling(trees: typing.Iterable[dict]) -> set[str]:
     """The `section.key`s in which some of these trees differ."""
     leaves = [{f"{section}.{key}": json.dumps(value) for section, values in tree.items() if isinstance(values, dict)
@@ -67,8 +73,11 @@ def telling(trees: typing.Iterable[dict]) -> set[str]:
     return {key for one in leaves for key in one if len({other.get(key) for other in leaves}) > 1}
 
 
-def follow(defaults: dict, stored: dict, named: set[str]) -> dict:
-    """`defaults` (section -> key -> value) with the stored value of every `section.key` that is not named."""
+def follow(defaults: dict, stored: dict, sections: dict[str, type], settings: typing.Sequence[str],
+           apart: typing.Iterable[dict] = ()) -> dict:
+    """`defaults` (section -> key -> value) with the stored value of all that is not asked for: by a `key=value` of
+    `settings`, or by the name of a tree, where the trees `apart` differ."""
+    named = telling(apart) | {".".join(named_key(sections, setting)) for setting in settings}
     return {section: values | {key: value for key, value in (stored.get(section) or {}).items()
                                if f"{section}.{key}" not in named} for section, values in defaults.items()}
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.cli import RequestError, nearest
+from shared.nn.backbones import own_eps
 from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS, Maclr, Pretraining, RunTraining, build_recipe
 from shared.recipes.pretraining_checks import check, check_run
-from shared.recipes.settings import apply_settings, build, follow, kept, load_document, named_key, telling
+from shared.recipes.settings import apply_settings, build, follow, kept, load_document, spelt
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Pretraining)} | {"maclr": Maclr}
 
@@ -53,9 +54,8 @@ def load_training(name: str, settings: Sequence[str] = (), path: Path | None = N
     recipe, notes, run = resolve(tree)
     alone = recipe
     if stored is not None:
-        named = {".".join(named_key(sections, setting)) for setting in settings}
-        named |= telling([pipelines[name], pipelines[stored[0]]] if stored[0] in pipelines else pipelines.values())
-        recipe, notes, run = resolve(follow(tree, dataclasses.asdict(build_recipe(stored[1])), named))
+        apart = [pipelines[name], pipelines[stored[0]]] if stored[0] in pipelines else pipelines.values()
+        recipe, notes, run = resolve(follow(tree, spelt(Pretraining, stored[1]), sections, settings, apart))
     run = build(RunTraining, run, "run")
     check(recipe)
     check_run(run)
@@ -63,13 +63,15 @@ def load_training(name: str, settings: Sequence[str] = (), path: Path | None = N
 
 
 def _derive(before: Pretraining, recipe: Pretraining, asked: set[str]) -> tuple[Pretraining, tuple[str, ...]]:
-    """What follows from the settings asked for, unless one names it: the length from epochs or steps, and a 2D net's
-    clip and alignment terms."""
+    """What follows from the settings asked for, unless one names it: the length from epochs or steps, the epsilon of BN
+    as a number, and a 2D net's clip and alignment terms."""
     named = {key.rpartition(".")[2] for key in asked}
     notes = []
     for key, other in (("epochs", "steps"), ("steps", "epochs")):
         if key in named and other not in named and getattr(recipe.optimise, key) > 0:
             recipe = replace(recipe, optimise=replace(recipe.optimise, **{other: 0}))
+    if recipe.model.bn_eps == "auto":
+        recipe = replace(recipe, model=replace(recipe.model, bn_eps=own_eps(recipe.model.backbone)))
     net, alignment = recipe.model.backbone, recipe.alignment
     if net not in FRAME_NETS or before.model.backbone in FRAME_NETS:
         return recipe, ()

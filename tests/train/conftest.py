@@ -44,7 +44,7 @@ def make_recipe():
             tree["maclr"], settings = dict(MACLR), BASE | settings
         for key, value in dict(settings).items():
             section, _, name = key.partition(".")
-            assert name in tree[section], key
+            assert name in vars(getattr(build_recipe(tree), section)), key       # settings that came later as well
             tree[section][name] = value
         return build_recipe(tree)
     return make

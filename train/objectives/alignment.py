@@ -3,6 +3,8 @@
 B queries, C channels and T'xh'xw' positions of h, M the aligned map, m the target.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -79,12 +81,12 @@ def alignment_costs(aligned: Tensor, target: Tensor, settings: Alignment) -> dic
 
     renormalised: pooled maps are normalised, each term is 2 - 2 cos. literal: the normalised ST map is pooled and not
     normalised again. released: 1 - cos, and the ST term time step by time step, weighted by a softmax over the steps of
-    the target's sum.
+    the target's sum times `softmax_scale` (153 puts our target into the units of the release).
     """
     if settings.form == "literal":
         cost = literal_cost
     elif settings.form == "released":
-        cost = released_cost
+        cost = partial(released_cost, scale=settings.softmax_scale)
     else:
         cost = renormalised_cost
     return {term: cost(term, aligned, target) for term in TERMS if getattr(settings, term)}
@@ -109,11 +111,11 @@ def literal_cost(term: str, aligned: Tensor, target: Tensor) -> Tensor:
     return torch.where(dead, 1 + length, difference.square().sum(1))
 
 
-def released_cost(term: str, aligned: Tensor, target: Tensor) -> Tensor:
+def released_cost(term: str, aligned: Tensor, target: Tensor, scale: float) -> Tensor:
     if term != "st":
         return 1 - cosine(pooled(term, aligned), pooled(term, target))
     steps = target.flatten(2)                                                    # (B, T', h'w')
-    share = torch.softmax(steps.sum(2), 1)
+    share = torch.softmax(scale * steps.sum(2), 1)
     cost = 1 - cosine(aligned.flatten(2).flatten(0, 1), steps.flatten(0, 1)).view_as(share)
     return (share * torch.where(_zero(steps), 0, cost)).sum(1)                   # a still step has no direction either
 

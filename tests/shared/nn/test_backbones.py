@@ -15,13 +15,15 @@ from shared.nn.layers import Backbone, Conv
 
 # Small versions for tests that compute: width, clip length, pixels.
 SMALL = {"r2plus1d_50": (4, 8, 64), "s3d": (8, 8, 64), "r2d_50": (4, 1, 64),
-         "i2d": (8, 1, 64), "r2plus1d_18": (4, 16, 32), "r3d_18": (4, 16, 32), "r2plus1d_tiny": (4, 8, 24),
+         "i2d": (8, 1, 64), "r2plus1d_18": (4, 16, 32), "r2plus1d_18_tv": (4, 16, 32), "r3d_18": (4, 16, 32),
+         "r2plus1d_tiny": (4, 8, 24),
          "slow_50": (2, 4, 64), "slow_tiny": (4, 4, 24)}
 LAST = {"r2plus1d_50": ["stages.layer4.2.conv3"], "r2d_50": ["stages.layer4.2.conv3"],
         "s3d": [f"blocks.mixed5c.{branch}" for branch in ("branch1", "branch2.conv.temporal", "branch3.conv.temporal",
                                                           "branch4.conv")],
         "i2d": [f"blocks.mixed5c.{branch}" for branch in ("branch1", "branch2.conv", "branch3.conv", "branch4.conv")],
-        "r2plus1d_18": ["stages.layer4.1.conv2.temporal"], "r3d_18": ["stages.layer4.1.conv2"],
+        "r2plus1d_18": ["stages.layer4.1.conv2.temporal"], "r2plus1d_18_tv": ["stages.layer4.1.conv2.temporal"],
+        "r3d_18": ["stages.layer4.1.conv2"],
         "r2plus1d_tiny": ["stages.layer3.0.conv2.temporal"],
         "slow_50": ["stages.layer4.2.conv3"], "slow_tiny": ["stages.layer3.0.conv3"]}
 

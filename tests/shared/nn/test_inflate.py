@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from shared.cli import RequestError
 from shared.nn.backbones import build_backbone
+from shared.nn.heads import Projection
 from shared.nn.inflate import inflate
 
 STAGES = {1: 3, 2: 4, 3: 6, 4: 3}
@@ -97,8 +99,8 @@ def moco_file(state, tmp_path_factory):
     other = resnet50_state(1)
     tensors = {f"module.encoder_q.{name}": t for name, t in state.items() if not name.startswith("fc")}
     tensors |= {f"module.encoder_k.{name}": t for name, t in other.items() if not name.startswith("fc")}
-    for head in ("fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"):
-        tensors[f"module.encoder_q.{head}"] = torch.zeros(2)
+    for head, shape in (("0.weight", (2048, 2048)), ("0.bias", (2048,)), ("2.weight", (128, 2048)), ("2.bias", (128,))):
+        tensors[f"module.encoder_q.fc.{head}"] = torch.randn(shape[-1]).expand(shape)
     tensors |= {"module.queue": torch.zeros(128, 8), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": tensors}, path)
     yield path
@@ -125,18 +127,20 @@ def test_r2d_50_is_the_2d_net(state, torchvision_file):
     assert record.loaded == len(state) - 2 and record.left_out == {"fc": 2}
 
 
-def test_r2plus1d_50_is_the_2d_net_on_every_fourth_frame(state, moco_file):
-    """Eval mode, any clip: its features are the mean of the 2D net's on frames 2, 6, 10 and 14, the stem's tap.
+@pytest.mark.parametrize("tap", [1, 2])
+def test_r2plus1d_50_is_the_2d_net_on_every_fourth_frame(state, moco_file, tap):
+    """Eval mode, any clip: its features are the mean of the 2D net's on the frames under the stem's tap, 1 of 0 to 3 as
+    in the released code.
 
     So a still clip gives exactly what its frame gives in 2D, and every position in time the same h.
     """
     backbone = build_backbone("r2plus1d_50").eval()
-    record = inflate(moco_file, backbone)
-    assert (record.layout, record.identities, record.loaded) == ("moco", 16, len(state) - 2)
+    record = inflate(moco_file, backbone) if tap == 1 else inflate(moco_file, backbone, tap)
+    assert (record.layout, record.identities, record.loaded, record.tap) == ("moco", 16, len(state) - 2, tap)
     assert record.left_out == {"fc": 4, "module.encoder_k": len(state) - 2, "module.queue": 1, "module.queue_ptr": 1}
     moving = torch.randn(1, 3, 16, 32, 32)
     with torch.no_grad():
-        taps = torch.stack([resnet50(state, moving[:, :, frame]) for frame in (2, 6, 10, 14)])
+        taps = torch.stack([resnet50(state, moving[:, :, frame]) for frame in range(tap, 16, 4)])
         torch.testing.assert_close(backbone(moving), taps.mean(0), rtol=1e-3, atol=1e-4)
         assert not torch.allclose(taps[0], taps[1], rtol=0.05)
         still = moving[:, :, :1].expand(-1, -1, 16, -1, -1)
@@ -150,13 +154,30 @@ def test_weights_by_hand(state, torchvision_file):
     inflate(torchvision_file, backbone)
     ours = backbone.state_dict()
     stem = ours["stem.conv1.weight"]
-    assert torch.equal(stem[:, :, 2], state["conv1.weight"]) and not stem[:, :, [0, 1, 3]].any()
+    assert torch.equal(stem[:, :, 1], state["conv1.weight"]) and not stem[:, :, [0, 2, 3]].any()
     temporal = ours["stages.layer3.4.temporal2.weight"]
     assert temporal.shape == (256, 256, 3, 1, 1) and temporal.sum() == 256
     x = torch.randn(2, 256, 5, 3, 3)
     torch.testing.assert_close(F.conv3d(x, temporal, padding=(1, 0, 0)), x)
     assert torch.equal(ours["stages.layer2.0.downsample.1.running_var"], state["layer2.0.downsample.1.running_var"])
     assert ours["stem.bn1.num_batches_tracked"] == 7
+
+
+def test_the_head_of_the_file(state, moco_file, torchvision_file):
+    """On request; the released code does so on Kinetics-400. A file without MoCo v2's head changes nothing."""
+    backbone, head = build_backbone("r2d_50"), Projection(2048, 2048, 128)
+    record = inflate(moco_file, backbone, head=head)
+    stored = torch.load(moco_file, weights_only=True)["state_dict"]
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(tensor, stored[f"module.encoder_q.fc.{name}"])
+    assert record.loaded == len(state) - 2 + 4 and "fc" not in record.left_out
+    before = [tensor.clone() for tensor in (*head.state_dict().values(), *backbone.state_dict().values())]
+    for file, own, found in ((torchvision_file, head, "no fc.0.weight; init_head=true expects MoCo v2's head"),
+                             (moco_file, Projection(2048, 2048, 64), "a (128, 2048) module.encoder_q.fc.2.weight")):
+        with pytest.raises(RequestError, match=re.escape(found)):
+            inflate(file, backbone, head=own)
+    for tensor, old in zip((*head.state_dict().values(), *backbone.state_dict().values()), before):
+        assert torch.equal(tensor, old)
 
 
 def test_other_ways_to_save(state, small_file):

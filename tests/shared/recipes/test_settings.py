@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import yaml
 
+from evaluate.settings import Settings
 from shared.cli import RequestError
 from shared.recipes.preprocessing import Recipe, load_pipeline
 from shared.recipes.settings import LATE, build, differences, late, load_document, recorded
@@ -115,11 +116,12 @@ def test_a_2d_net_goes_on_as_it_began():
 
 
 def test_pipelines_yaml_names_every_late_setting():
-    """Where it did not, new stores and runs would silently do as before it existed."""
+    """Where it did not, new stores, runs and results would silently be as before it existed."""
     document = load_document()
-    sections = {field.name: field.type for field in dataclasses.fields(Recipe)} | SECTIONS
-    late_ones = {(section, field.name) for section, cls in sections.items() for field in dataclasses.fields(cls)
-                 if LATE in field.metadata}
+    sections = {field.name: field.type for cls in (Recipe, Settings) for field in dataclasses.fields(cls)} | SECTIONS
     trees = {name: tree for group in ("recipes", "pipelines") for name, tree in document[group].items()}
-    assert {f"{name}: {section}.{key}" for name, tree in trees.items() for section, key in late_ones
-            if section in tree and key not in tree[section]} == set()
+    trees["evaluation"] = document["evaluation"]
+    missing = {f"{name}: {section}.{field.name}" for name, tree in trees.items() for section, cls in sections.items()
+               if section in tree for field in dataclasses.fields(cls)
+               if LATE in field.metadata and field.name not in tree[section]}
+    assert missing == set()

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from shared.cli import RequestError
-from shared.recipes.pretraining import build_recipe
+from shared.recipes.pretraining import Pretraining, build_recipe
 from shared.recipes.pretraining_checks import TERMS
-from shared.recipes.settings import differences, load_document, pipelines_path
+from shared.recipes.settings import differences, load_document, pipelines_path, spelt
 from shared.recipes.training import load_training
 
 FULL = ("moco", "seco", "seco-ta", "seco-sa", "seco-ta-sa", "moco-ta-sa", "mcl-t", "mcl-s", "mcl-st", "mcl", "mcl-v1",
@@ -217,3 +217,35 @@ def test_run_settings_stay_outside_the_recipe():
     training = load_training("mcl", ["workers=3", "run.compile=true"])
     assert training.run.workers == 3 and training.run.compile
     assert training.recipe == load_training("mcl").recipe
+
+
+LATER = {"model": ("bn_eps", "stem_tap", "init_head"), "contrast": ("order_input",), "alignment": ("softmax_scale",)}
+
+
+def test_runs_from_before_a_setting_keep_what_they_did():
+    """Epsilon 1e-5 for S3D too, the stem's tap 2 of 0 to 3, the softmax of the released form in our units."""
+    new = load_training("mcl", ["backbone=s3d"]).recipe
+    assert (new.model.bn_eps, new.model.stem_tap, new.alignment.softmax_scale) == (1e-3, 1, 153.0)
+    assert load_training("mcl").recipe.model.bn_eps == 1e-5
+    tree = new.to_dict()
+    old = {section: {key: value for key, value in values.items() if key not in LATER.get(section, ())}
+           for section, values in tree.items()}
+    assert build_recipe(old).to_dict() == old
+    going_on = load_training("mcl", ["backbone=s3d"], stored=("mcl", old))
+    model, alignment = going_on.recipe.model, going_on.recipe.alignment
+    assert (model.bn_eps, model.stem_tap, model.init_head, alignment.softmax_scale) == (1e-5, 2, False, 1.0)
+    assert going_on.recipe.contrast.order_input == "plain" and going_on.recipe.to_dict() == old
+    assert going_on.kept == ("alignment.softmax_scale=1.0", "model.bn_eps=1e-05", "model.stem_tap=2")
+    asked = load_training("mcl", ["stem_tap=1", "bn_eps=auto"], stored=("mcl", old)).recipe
+    assert differences(spelt(Pretraining, old), spelt(Pretraining, asked.to_dict())) == [
+        "model.bn_eps: stored 1e-05, asked 0.001", "model.stem_tap: stored 2, asked 1"]
+
+
+@pytest.mark.parametrize("setting, message", [
+    ("order_input=unitary", "contrast.order_input is 'unitary'; did you mean 'unit'"),
+    ("bn_eps=own", "model.bn_eps is 'own'; known: auto"), ("bn_eps=0", "model.bn_eps is 0.0; expected above 0"),
+    ("stem_tap=4", "model.stem_tap is 4; expected at least 0 and at most 3"),
+    ("softmax_scale=0", "alignment.softmax_scale is 0.0; expected above 0")])
+def test_later_settings_have_their_limits(setting, message):
+    with pytest.raises(RequestError, match=re.escape(message)):
+        load_training("mcl", [setting])
