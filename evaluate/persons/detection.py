@@ -42,7 +42,7 @@ def run(request: Request) -> Result | None:
     try:
         train, truth = (_persons(request, reader.index, said, split, flag) for split, flag in
                         ((request.train_split, "--train-split"), (request.test_split, "--test-split")))
-        asked = _given(request, reader.index, said) if settings.boxes else truth
+        asked, ignored = _given(request, reader.index, said) if settings.boxes else (truth, None)
         learnt, asked = train.take(train.within), asked.take(asked.within)
         if not len(learnt) or not len(asked):
             raise RequestError(f"no person of split {request.test_split if len(learnt) else request.train_split!r} "
@@ -63,6 +63,7 @@ def run(request: Request) -> Result | None:
                "train_keyframes": len(np.unique(_keyframes(learnt))),
                "test_keyframes": len(np.unique(_keyframes(asked))), "actions": len(said.actions),
                "actions_scored": len(shown), "excluded_seconds": len(said.excluded)}
+    counts |= {} if ignored is None else {"boxes_ignored": ignored}
     rows = [(said.actions[action], int(train.persons.acts[:, action].sum()), int(doing[action]),
              100 * float(precisions[action])) for action in shown]
     chance = float(np.mean(doing[shown] / len(truth))) * len(answers.score) / scores.size
@@ -82,16 +83,20 @@ def _persons(request: Request, index: Index, said: Annotations, split: str, flag
     return placed
 
 
-def _given(request: Request, index: Index, said: Annotations) -> Placed:
-    """A detector's boxes of the test split that are sure enough, but those at excluded seconds."""
+def _given(request: Request, index: Index, said: Annotations) -> tuple[Placed, int]:
+    """A detector's boxes of the test split that are sure enough, at keyframes that somebody annotated; and how many
+    stand at others, where nobody can say whether they are right (docs/method.md 2.4)."""
     settings = request.settings.detection
     file = next((path for path in (request.annotations / settings.boxes, Path(settings.boxes)) if path.is_file()), None)
     if file is None:
         raise RequestError(f"detection.boxes is {settings.boxes!r}, which is no file, nor one in "
                            f"{request.annotations}; expected a CSV of video, second, x1, y1, x2, y2, (empty), score")
     boxes = read_persons(file, {}, scored=True)
-    boxes = boxes.take(boxes.score >= settings.box_score).at_none_of(said.excluded)
-    return place(index, choose(index, request.test_split, "--test-split"), boxes, settings.start_s)
+    boxes = boxes.take(boxes.score >= settings.box_score)
+    positions, judged = choose(index, request.test_split, "--test-split"), boxes.at(said.keyframes)
+    videos = {index.id[position] for position in positions}
+    ignored = sum(video in videos for video, there in zip(boxes.video, judged) if not there)
+    return place(index, positions, boxes.take(judged), settings.start_s), ignored
 
 
 def _keyframes(placed: Placed) -> np.ndarray:

@@ -80,8 +80,8 @@ def average_precisions(answers: Answers, keyframe: np.ndarray, box: np.ndarray, 
                        iou: float = 0.5) -> np.ndarray:
     """(K,) float64 average precision of every action, NaN where nobody does it; frame mAP is their nanmean.
 
-    keyframe (P,), box (P, 4), acts (P, K) bool: the truth of all keyframes that count. Answers at keyframes without
-    truth are wrong.
+    keyframe (P,), box (P, 4), acts (P, K) bool: the persons of all keyframes that count. Answers at a keyframe without
+    persons are wrong: those at keyframes that do not count are the caller's to leave out.
     """
     out = np.empty(acts.shape[1])
     for action in range(len(out)):

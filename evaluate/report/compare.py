@@ -178,6 +178,11 @@ def _unlike(names: Sequence[str], documents: Sequence[dict]) -> list[str]:
             other = [name for name, value in same if value != same[0][1]]
             if other:
                 notes.append(f"{protocol}: {', '.join(other)} had another {what} than {same[0][0]}.")
+    old = [name for name, document in zip(names, documents) if "boxes_ignored" not in document.get("counts", {})
+           and document.get("settings", {}).get("detection", {}).get("boxes")]
+    if old:
+        notes.append(f"{', '.join(old)} counted a detector's boxes at keyframes that nobody annotated as wrong, as was "
+                     "done once; evaluate again.")
     return notes
 
 

@@ -1,9 +1,10 @@
 """AVA actions v2.2: its official CSVs and label map, and which persons they show at which second doing what.
 
 ava_<train|val>_v2.2.csv, without a header: video, second of the movie, x1, y1, x2, y2 (shares of the frame's width and
-height, from its top left corner), action id, person id: a row an action of a person. ava_<part>_excluded_timestamps_
-v2.2.csv: video, second. ava_action_list_v2.2_for_activitynet_2019.pbtxt: the 60 of the 80 actions that count. Movies
-are `<video>.mp4`, `.mkv` or `.webm`, whole or cut to minutes 15 to 30; keyframes stand at seconds 902 to 1798.
+height, from its top left corner), action id, person id: a row an action of a person; or video and second alone, for a
+keyframe that shows nobody. ava_<part>_excluded_timestamps_v2.2.csv: video, second.
+ava_action_list_v2.2_for_activitynet_2019.pbtxt: the 60 of the 80 actions that count. Movies are `<video>.mp4`, `.mkv`
+or `.webm`, whole or cut to minutes 15 to 30; keyframes stand at seconds 902 to 1798.
 
 P persons, each at one second of one video; K actions.
 """
@@ -11,7 +12,7 @@ P persons, each at one second of one video; K actions.
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from shared.cli import RequestError, plural
 from shared.datasets.listing import Listed, Listing, find_lists, missing_lists, read_text, stem_of
 
 PARTS = ("train", "val")
+NOBODY, PERSON = 2, 8       # cells of a row
 LABEL_MAP = "ava_action_list_v2.2_for_activitynet_2019.pbtxt"
 ITEM = re.compile(r"\b(?:item|label)\s*\{([^}]*)\}")
 
@@ -45,18 +47,19 @@ class Persons:
         return Persons([self.video[i] for i in rows], self.second[rows], self.box[rows], self.acts[rows],
                        self.score[rows])
 
-    def at_none_of(self, excluded: set[tuple[str, int]]) -> "Persons":
-        """Those at other (video, second) pairs."""
-        return self.take(np.array([key not in excluded for key in zip(self.video, self.second.tolist())], bool))
+    def at(self, keyframes: Set[tuple[str, int]]) -> np.ndarray:
+        """(P,) bool: who stands at one of these (video, second) pairs."""
+        return np.array([key in keyframes for key in zip(self.video, self.second.tolist())], bool)
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """actions: names of the K actions that count; persons: of all CSVs, those at excluded seconds left out; excluded:
-    (video, second) pairs."""
+    """actions: names of the K actions that count; persons: of all CSVs, those at excluded seconds left out; keyframes:
+    the (video, second) pairs that have a row, whatever it says, but the excluded ones; excluded: those."""
 
     actions: tuple[str, ...]
     persons: Persons
+    keyframes: frozenset[tuple[str, int]]
     excluded: frozenset[tuple[str, int]]
 
 
@@ -72,7 +75,7 @@ def listing(root: Path, annotations: Path | None, paths: Sequence[str]) -> Listi
         if not file.is_file():
             missing.append(file.name)
             continue
-        for video in dict.fromkeys(cells[0] for _, cells in _records(file, 8)):
+        for video in dict.fromkeys(cells[0] for _, cells in _records(file, NOBODY, PERSON)):
             splits[video] = (*splits.get(video, ()), part)
     if not splits:
         raise RequestError(f"no ava_train_v2.2.csv or ava_val_v2.2.csv with a person in {folder}; expected the "
@@ -91,21 +94,23 @@ def read_annotations(folder: Path) -> Annotations:
     if not (folder / LABEL_MAP).is_file():
         raise RequestError(f"no {LABEL_MAP} in {folder}; expected the official label map of the actions that count")
     names, numbers = read_label_map(folder / LABEL_MAP)
-    parts, excluded = [], set()
+    parts, keyframes, excluded = [], set(), set()
     for part in PARTS:
         file, out = folder / f"ava_{part}_v2.2.csv", folder / f"ava_{part}_excluded_timestamps_v2.2.csv"
         if file.is_file():
             if not out.is_file():
                 raise RequestError(f"no {out.name} beside {file}; expected the official list of seconds that do not "
                                    "count (an empty file: all count)")
-            parts.append(read_persons(file, numbers))
-            excluded |= {(cells[0], _second(cells[1], out, line)) for line, cells in _records(out, 2)}
+            persons, there = _read(file, numbers, scored=False)
+            parts.append(persons)
+            keyframes |= there
+            excluded |= {(cells[0], _second(cells[1], out, line)) for line, cells in _records(out, NOBODY)}
     if not parts:
         raise RequestError(f"no ava_train_v2.2.csv nor ava_val_v2.2.csv in {folder}; expected the official CSVs")
     persons = Persons([video for part in parts for video in part.video],
                       *(np.concatenate([getattr(part, name) for part in parts])
                         for name in ("second", "box", "acts", "score")))
-    return Annotations(names, persons.at_none_of(excluded), frozenset(excluded))
+    return Annotations(names, persons.take(~persons.at(excluded)), frozenset(keyframes - excluded), frozenset(excluded))
 
 
 def read_label_map(file: Path) -> tuple[tuple[str, ...], dict[int, int]]:
@@ -128,8 +133,17 @@ def read_persons(file: Path, numbers: dict[int, int], scored: bool = False) -> P
     numbers: action id -> 0 to K - 1, others are left alone; scored: a detector's boxes, whose last cell is their score
     and whose action cell may be empty. Raises RequestError naming file and line.
     """
-    rows, found = {}, []
-    for line, cells in _records(file, 8):
+    return _read(file, numbers, scored)[0]
+
+
+def _read(file: Path, numbers: dict[int, int], scored: bool) -> tuple[Persons, set[tuple[str, int]]]:
+    """The persons of a CSV, and the (video, second) pairs of all its rows."""
+    rows, found, keyframes = {}, [], set()
+    for line, cells in _records(file, NOBODY, PERSON):
+        keyframe = cells[0], _second(cells[1], file, line)
+        keyframes.add(keyframe)
+        if len(cells) == NOBODY:
+            continue
         try:
             box = tuple(map(float, cells[2:6]))
             action = int(cells[6]) if cells[6].strip() else 0
@@ -142,7 +156,7 @@ def read_persons(file: Path, numbers: dict[int, int], scored: bool = False) -> P
             raise RequestError(f"{file.name} line {line}: box {', '.join(cells[2:6])}; expected x1, y1, x2, y2 as "
                                "shares of the frame, from 0 to 1")
         # Two persons may share a box; a detector's rows are one box each.
-        key = (cells[0], _second(cells[1], file, line), box, None if scored else cells[7].strip())
+        key = (*keyframe, box, None if scored else cells[7].strip())
         if key not in rows:
             rows[key] = len(found)
             found.append((set(), score))
@@ -154,16 +168,17 @@ def read_persons(file: Path, numbers: dict[int, int], scored: bool = False) -> P
     keys = list(rows)
     return Persons([key[0] for key in keys], np.array([key[1] for key in keys], np.int64),
                    np.array([key[2] for key in keys], np.float64).reshape(-1, 4), acts,
-                   np.array([score for _, score in found], np.float64))
+                   np.array([score for _, score in found], np.float64)), keyframes
 
 
-def _records(file: Path, width: int) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every row. Raises RequestError where one has not `width` cells."""
+def _records(file: Path, *widths: int) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of every row. Raises RequestError where one has another number of cells."""
     reader = csv.reader(io.StringIO(read_text(file), newline=""))
     for cells in reader:
-        if cells and len(cells) != width:
-            raise RequestError(f"{file.name} line {reader.line_num}: {plural(len(cells), 'cell')}; expected {width}, "
-                               "as in the official CSV, which has commas between the cells and no header")
+        if cells and len(cells) not in widths:
+            raise RequestError(f"{file.name} line {reader.line_num}: {plural(len(cells), 'cell')}; expected "
+                               f"{' or '.join(map(str, widths))}, as in the official CSV, which has commas between "
+                               "the cells and no header")
         if cells:
             yield reader.line_num, cells
 

@@ -1,6 +1,7 @@
 """AVA from its official files to frame mAP: keyframes, exclusions, label map, boxes given and boxes of a detector."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,15 +88,24 @@ def test_from_files_to_frame_map(ava, tmp_path):
 
 @pytest.mark.slow
 def test_boxes_of_a_detector(ava, tmp_path):
-    """Near boxes find the persons; unsure ones and those at excluded seconds are left out."""
+    """Near boxes find the persons; unsure ones and those at keyframes without any row, which the sure ones there would
+    make worse, are left out; at a keyframe that shows nobody they are wrong."""
     store, annotations = ava
+    annotations = shutil.copytree(annotations, tmp_path / "annotations")
     rows = [f"{movie},{second:04d},{','.join(f'{value + 0.02:.3f}' for value in box)},,{score}"
             for movie in MOVIES["val"] for second in (902, 903, 904) for (box, _), score in
             zip(persons(movie, second), (0.95, 0.81))]
-    (tmp_path / "boxes.csv").write_text("\n".join([*rows, "val-2,0904,0.4,0.4,0.6,0.6,,0.3"]))
+    strange = [f"val-2,0905,{','.join(map(str, LEFT))},,0.99", f"elsewhere,0902,{','.join(map(str, LEFT))},,0.99"]
+    (tmp_path / "boxes.csv").write_text("\n".join([*rows, "val-2,0904,0.4,0.4,0.6,0.6,,0.3", *strange]))
     more = ("--set", f"boxes={tmp_path / 'boxes.csv'}")
     found = evaluate(store, annotations, tmp_path / "near", *more)
     assert found["counts"]["test_persons"] == 10 and found["metrics"]["map"] > 85 and not found["chance"]
+    assert found["counts"]["boxes_ignored"] == 2 + 1                        # at an excluded second, at 905
+    with (annotations / "ava_val_v2.2.csv").open("a") as file:
+        file.write("val-2,0905\r\n")
+    judged = evaluate(store, annotations, tmp_path / "judged", *more)
+    assert judged["counts"]["test_persons"] == 11 and judged["counts"]["boxes_ignored"] == 2
+    assert judged["metrics"]["map"] < found["metrics"]["map"]
     sure = evaluate(store, annotations, tmp_path / "sure", *more, "--set", "box_score=0.9", "--set", "iou=0.99")
     assert sure["counts"]["test_persons"] == 5 and sure["metrics"]["map"] == 0
 
