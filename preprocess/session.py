@@ -18,7 +18,7 @@ from preprocess.task import Misplanned, PackReport
 from shared.cli import RequestError
 from shared.datasets.catalog import Catalog
 from shared.recipes.preprocessing import Pipeline, Recipe, pack_recipe_hash, recipe_hash
-from shared.recipes.settings import differences, recorded
+from shared.recipes.settings import differences, spelt
 from shared.store.committed import sweep_partials
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import FORMAT, StoreError
@@ -75,7 +75,7 @@ def agree(store: Place, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
     if set(recipe.clips.geometries) <= set(geometries):
         # A geometry that reindex has added since is made for new packs too.
         recipe = replace(recipe, clips=replace(recipe.clips, geometries=geometries))
-    different = differences(recorded(Recipe, stored["recipe"]), recipe.to_dict())
+    different = differences(spelt(Recipe, stored["recipe"]), spelt(Recipe, recipe.to_dict()))
     if different:
         added = set(recipe.clips.geometries) - set(geometries)
         hint = f"; add a geometry with `python -m preprocess.reindex {store} --clips {min(added)}`" \

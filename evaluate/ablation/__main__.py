@@ -108,14 +108,16 @@ def carry_out(ablation: Ablation, lock: int) -> int:
 def introduction(ablation: Ablation, before: int) -> str:
     """What is about to run."""
     args, plan, processes = ablation.args, ablation.plan, ablation.slot(0).processes
-    recipe = plan.trainings[plan.runs[0]].recipe
+    recipe, kept = plan.trainings[plan.runs[0]].recipe, plan.trainings[plan.runs[0]].kept
+    kept = ", ".join(setting for setting in kept if not setting.startswith("optimise.seed="))
     steps, epochs = recipe.optimise.steps, recipe.optimise.epochs
     return (f"ablation {cli.plural(len(plan.runs), 'run')}: {cli.plural(len(args.rows), 'row')} "
             f"({', '.join(args.rows)}), seeds {plan.seeds[0]} to {plan.seeds[-1]}; {before} there before\n"
             f"run      {recipe.model.backbone}, {cli.plural(steps, 'step') if steps else cli.plural(epochs, 'epoch')} "
             f"of {cli.plural(recipe.optimise.batch, 'query', 'queries')}; "
             f"{', '.join(args.protocols)} on {plan.tested}; {args.jobs} side by side, "
-            f"{cli.plural(processes, 'process', 'processes')} each")
+            f"{cli.plural(processes, 'process', 'processes')} each"
+            + (f"\nnote     as in {args.out} so far, since nothing asks for another: {kept}" if kept else ""))
 
 
 def work(ablation: Ablation, left: Sequence[Run], jobs: int, lock: int) -> None:

@@ -1,6 +1,7 @@
 """What an ablation is asked to do, checked before anything runs: rows and seeds, their recipes, splits, settings."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, replace
@@ -10,8 +11,10 @@ from evaluate.protocol import PROTOCOLS, find_protocol, load_settings, share_set
 from evaluate.run import split_pairs
 from evaluate.settings import FeatureSettings, Settings
 from shared.cli import RequestError
+from shared.nn.checkpoint import load_recipe
 from shared.recipes.training import Training, load_training
 from shared.store.index import Index
+from shared.store.layout import StoreError
 from shared.store.record import read_json
 
 UNTRAINED = "untrained"
@@ -70,7 +73,7 @@ class Plan:
             if setting.partition("=")[0].strip().rpartition(".")[2] in TELLING:
                 raise RequestError(f"--set {setting}: that is what tells rows or seeds apart; choose with --rows, "
                                    "--seeds and --first-seed")
-        rows = {}
+        self._stored, rows = self._begun(), {}
         for row in args.rows:
             try:
                 rows[row] = self._training(row)
@@ -96,8 +99,20 @@ class Plan:
 
     def _training(self, row: str) -> Training:
         """Of the untrained net: seco's, or the visual pathway's, whose first weights it has."""
-        return load_training((self.base if row == UNTRAINED else row) + FAMILIES[self.args.family].suffix,
-                             self.args.settings)
+        return load_training(self._pipeline(row), self.args.settings, stored=self._stored)
+
+    def _pipeline(self, row: str) -> str:
+        return (self.base if row == UNTRAINED else row) + FAMILIES[self.args.family].suffix
+
+    def _begun(self) -> tuple[str, dict] | None:
+        """Pipeline and recipe of a training that OUT holds, finished or not, which all others follow: the rows of one
+        table differ in nothing but what tells them apart."""
+        folder = self.args.out / "runs"
+        for path in sorted(folder.glob("*-seed*.json")):
+            with contextlib.suppress(StoreError, KeyError):     # a damaged record: its run says what is wrong
+                return self._pipeline(path.stem.rpartition("-seed")[0]), read_json(path)["identity"]["recipe"]
+        last = min(folder.glob("*/last.pt"), default=None)
+        return load_recipe(last) if last else None
 
     def _splits(self, index: Index, protocol: str) -> dict:
         pairs = split_pairs(index, argparse.Namespace(**vars(self.args), protocol=protocol, holdout=None))

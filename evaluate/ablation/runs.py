@@ -19,7 +19,7 @@ from evaluate.export import write_export
 from evaluate.features.encoders import RANDOM
 from evaluate.report import results
 from shared.cli import RequestError
-from shared.nn.backbones import build_backbone
+from shared.nn.backbones import build_backbone, own_eps
 from shared.nn.inflate import inflate
 from shared.recipes.settings import differences
 from shared.store.layout import StoreError
@@ -160,22 +160,23 @@ class Ablation:
         """The net that every training of this seed starts from: by name, or as an export where a file decides."""
         training = self.plan.trainings[run]
         model = training.recipe.model
-        if not self.args.init and not model.width:
+        if not self.args.init and not model.width and model.bn_eps == own_eps(model.backbone):
             return self._keep(run, f"{RANDOM}:{model.backbone}:{run.seed}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
-            net = build_backbone(model.backbone, model.width)
-        init = dataclasses.asdict(inflate(self.args.init, net)) if self.args.init else None
-        path = self.folder(run).with_suffix(".safetensors")
+            net = build_backbone(model.backbone, model.width, model.bn_eps)
+        init = dataclasses.asdict(inflate(self.args.init, net, model.stem_tap)) if self.args.init else None
+        path = self.folder(run) / "untrained.safetensors"     # in a folder: NAME.json beside it is the run's record
         path.parent.mkdir(parents=True, exist_ok=True)
         write_export(path, net, {"recipe": training.recipe.to_dict(), "init": init, "step": 0})
         return self._keep(run, path)
 
     def _train(self, run: Run, slot: Slot) -> Command:
-        settings = _flags("--set", *slot.training, *self.args.settings, f"seed={run.seed}")
+        training = self.plan.trainings[run]
+        settings = _flags("--set", *slot.training, *training.kept, *self.args.settings, f"seed={run.seed}")
         return Command([
             *TORCHRUN, f"--nproc-per-node={slot.processes}", str(TRAINER), "--pipeline",
-            self.plan.trainings[run].name, "--store", str(self.args.store), "--out", str(self.folder(run)), "--resume",
+            training.name, "--store", str(self.args.store), "--out", str(self.folder(run)), "--resume",
             "auto", *self._given("split", "init"), *settings], self.log(run), slot.environment)
 
     def _evaluate(self, run: Run, slot: Slot, protocols: Sequence[str]) -> Command:
