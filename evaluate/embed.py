@@ -12,13 +12,9 @@ from collections.abc import Sequence
 
 from shared import cli
 from shared.cli import RequestError
+from shared.store.place import store_argument
 
 RANK = int(os.environ.get("RANK", 0))
-
-if __name__ == "__main__":
-    cli.catch_interrupts(RANK)   # before the imports that take a while
-
-from shared.store.place import store_argument
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -5,12 +5,9 @@
 
 import os
 
-from shared import cli
-
 RANK = int(os.environ.get("RANK", 0))
 
 if __name__ == "__main__":
-    cli.catch_interrupts(RANK)   # before the imports that take a while
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # see train/main.py: fine-tuning has the same workers
 
 import argparse
@@ -32,6 +29,7 @@ from evaluate.holdout import holdout_names
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
 from evaluate.report import compare, page, pictures, results
 from evaluate.settings import Settings
+from shared import cli
 from shared.cli import RequestError, plural
 from shared.clips.index import ClipGeometry
 from shared.nn.distributed import World, close_world, open_world

@@ -5,4 +5,4 @@ import sys
 from pathlib import Path
 
 if sys.argv[:1] == ["-m"]:     # a command, `python -m preprocess.NAME`, of which this runs first
-    runpy.run_path(str(Path(__file__).parents[1] / "shared/home.py"))["expect"]("shared")
+    runpy.run_path(str(Path(__file__).parents[1] / "shared/home.py"))["begin"]("shared")

@@ -1,10 +1,5 @@
 """Videos in, verified motion packs out: `python -m preprocess.run --dataset NAME`."""
 
-from shared import cli
-
-if __name__ == "__main__":
-    cli.catch_interrupts()   # before the imports that take a while
-
 import argparse
 import os
 import shlex
@@ -21,6 +16,7 @@ from preprocess.plan import Plan
 from preprocess.session import Session, agree, check_place, stored_recipe
 from preprocess.stages import FlowError, flow_parameters
 from preprocess.synthetic import make_videos
+from shared import cli
 from shared.cli import RequestError, Stopped, duration, plural, size
 from shared.clips.index import ClipGeometry
 from shared.datasets.catalog import Catalog, open_catalog

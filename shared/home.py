@@ -1,6 +1,5 @@
-"""Whether the packages that Python finds by our names are ours: `shared`, `train` and `evaluate` are others' names too.
-
-Commands run this file by its path, before they import anything of ours by a name that may be another's.
+"""The first that a command runs. Are the packages that Python finds by our names ours? `shared`, `train` and `evaluate`
+are others' names too, so commands run this file by its path, before they import anything by such a name.
 """
 
 import sys
@@ -20,3 +19,14 @@ def expect(*names: str) -> None:
                   f"{HOME / name}; put this repository first: export PYTHONPATH={HOME}${{PYTHONPATH:+:$PYTHONPATH}}",
                   file=sys.stderr)
             sys.exit(2)
+
+
+def begin(*names: str, rank: int = 0) -> None:
+    """`expect`; from then on whatever comes, while modules are imported too, leaves with the contract's exit code.
+
+    rank: see shared.cli.catch_interrupts.
+    """
+    expect(*names)
+    from shared import cli
+
+    cli.catch_interrupts(rank)

@@ -6,15 +6,11 @@ import os
 import runpy
 from pathlib import Path
 
-if __name__ == "__main__":
-    runpy.run_path(str(Path(__file__).resolve().parents[1] / "shared/home.py"))["expect"]("shared", "train")
-
-from shared import cli
-
 RANK = int(os.environ.get("RANK", 0))
 
 if __name__ == "__main__":
-    cli.catch_interrupts(RANK)   # before the imports that take a while
+    home = runpy.run_path(str(Path(__file__).resolve().parents[1] / "shared/home.py"))
+    home["begin"]("shared", "train", rank=RANK)
     # Threads that spin while they wait take the cores from the loader's workers: up to 10x a step on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -29,6 +25,7 @@ from importlib.metadata import version
 import torch
 import torch.distributed as dist
 
+from shared import cli
 from shared.cli import Progress, RequestError, Stopped, duration, plural, size
 from shared.clips.data import ClipData
 from shared.clips.loader import Loader, Sampler, worker_count

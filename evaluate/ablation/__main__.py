@@ -5,11 +5,6 @@ all rows after the other. Stopped or killed at any point, the same command goes 
 and spreads over the seeds. The whole with eight devices and UCF101: `--family full --init moco_v2_200ep.pth.tar`.
 """
 
-from shared import cli
-
-if __name__ == "__main__":
-    cli.catch_interrupts()   # before the imports that take a while
-
 import argparse
 import os
 import time
@@ -20,6 +15,7 @@ from evaluate.ablation import report
 from evaluate.ablation.children import Children
 from evaluate.ablation.plan import BESIDE, FAMILIES, KNOWN, MACLR, ROWS, UNTRAINED, Plan, Run
 from evaluate.ablation.runs import Ablation, claim
+from shared import cli
 from shared.cli import Progress, RequestError, nearest
 from shared.store.layout import damage_stops
 from shared.store.place import store_argument

@@ -539,6 +539,7 @@ def test_an_interrupt_among_the_imports_is_one_line(small_videos, tmp_path):
                     del sys.argv[1]
                     os.kill(os.getpid(), signal.SIGINT)
         sys.meta_path.insert(0, Interrupting)
+        sys.argv[0] = "-m"      # as Python has it while it looks for a command
         runpy.run_module("preprocess.run", run_name="__main__", alter_sys=True)
     """)
     for module in ("numpy", "numpy._core._multiarray_umath"):

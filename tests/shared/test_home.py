@@ -46,6 +46,16 @@ def test_another_shared_is_named_in_one_line(module, other, tmp_path):
     assert f"export PYTHONPATH={ROOT}$" in done.stderr
 
 
+@pytest.mark.parametrize("command", [*MODULES, SCRIPT], ids=str)
+def test_what_fails_while_modules_are_imported_is_a_fault_of_ours(command, tmp_path):
+    """Never exit code 1, which means that failures are listed."""
+    (tmp_path / "numpy.py").write_text("raise ImportError('no\\nnumpy')")
+    words = ("-m", command) if command in MODULES else (str(command),)
+    done = start(tmp_path, *words, path=[tmp_path, ROOT])
+    first, *_, last = done.stderr.splitlines()
+    assert done.returncode == 70 and first.startswith("Traceback") and last.startswith("fault: ImportError: no numpy;")
+
+
 @pytest.mark.parametrize("name", ["shared", "train"])
 def test_the_trainer_names_either_package_in_one_line(name, other, tmp_path):
     done = start(tmp_path, str(SCRIPT), path=[other(name), ROOT])
