@@ -278,7 +278,7 @@ def _before(stamps: list[int | None], pts: int | None) -> int:
     those after it with an earlier time stamp. Without time stamps all but the last."""
     if pts is None or pts not in stamps:
         return len(stamps) - 1
-    own = stamps.index(pts)
+    own = len(stamps) - 1 - stamps[::-1].index(pts)     # the last of that time: a damaged copy may come before it
     return own + sum(stamp is not None and stamp < pts for stamp in stamps[own:])
 
 

@@ -83,6 +83,23 @@ def test_a_bad_first_packet_costs_what_rests_on_it(tmp_path, name, codec, option
     assert abs(video.first - first) <= 1
 
 
+def test_a_bad_copy_of_the_first_packet_is_said_too(tmp_path):
+    """Both have the same time stamp."""
+    whole = write(tmp_path / "a.mkv", scene(5, 64, 96), "mjpeg", "yuvj420p")
+    with av.open(str(whole)) as old, av.open(str(tmp_path / "twice.mkv"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.size:
+                bad = av.Packet(bytes(packet.size))
+                bad.pts, bad.dts, bad.time_base = packet.pts, packet.dts, packet.time_base
+                for one in (bad, packet) if number == 0 else (packet,):
+                    one.stream = stream
+                    new.mux(one)
+    with open_video(tmp_path / "twice.mkv") as video:
+        assert len(np.concatenate(list(video))) == 5
+        assert video.note == "starts at frame 1: what comes before cannot be decoded"
+
+
 def test_leading_packets_are_skipped_up_to_a_bound(tmp_path):
     whole = write(tmp_path / "a.avi", np.zeros((60, 16, 16, 3), np.uint8), "mjpeg", "yuvj420p")
     with pytest.raises(VideoError, match="^no frame could be decoded: invalid data$") as caught:
