@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from preprocess.stages import check_size
 from preprocess.task import Misplanned, PackTask
 from shared.cli import Progress, plural
 from shared.datasets.catalog import Catalog, Video
@@ -134,7 +135,8 @@ def _probe_batch(paths: list[Path], recipe: Recipe) -> list:
         try:
             settings = recipe.frames
             found = probe(path, settings.square_pixels, settings.reading)
-            return found, frame_size(found.source_height, found.source_width, settings.short_side, settings.multiple)
+            size = frame_size(found.source_height, found.source_width, settings.short_side, settings.multiple)
+            return found, check_size(size, recipe)
         except VideoError as error:
             return error
 

@@ -3,6 +3,7 @@
 n frames of a window, HxW pixels, hxw motion cells.
 """
 
+import math
 import queue
 import threading
 import time
@@ -15,6 +16,7 @@ import numpy as np
 
 from preprocess import flow as optical_flow
 from shared import motion
+from shared.cli import RequestError
 from shared.clips.index import ClipIndexer
 from shared.recipes.preprocessing import Recipe
 from shared.videos.decode import VideoError
@@ -56,7 +58,7 @@ class Decoded:
 
 
 def with_flow(windows: Iterable[np.ndarray], recipe: Recipe, pool: ThreadPoolExecutor, seconds: dict[str, float]):
-    """Pairs of a list of rgb (k,H,W,3) uint8 with n frames in all, and their flow (n,2,H,W) float32, t to t+1.
+    """Pairs of a list of rgb (k,H,W,3) uint8 with n frames in all, and their n flows, t to t+1, as of `flow_window`.
 
     Windows overlap by the frame that still waits for its successor; the video's last frame repeats the flow before it.
     n is a multiple of motion.window but at the end. Raises TooShort for fewer than two frames.
@@ -104,34 +106,48 @@ def _split(parts: list[np.ndarray], count: int) -> tuple[list[np.ndarray], list[
 
 
 def flow_parameters(recipe: Recipe) -> optical_flow.TVL1Parameters:
-    """The recipe's preset with its overrides. Raises RequestError for a parameter out of range."""
+    """The recipe's preset with its overrides. Raises RequestError for a parameter out of range, or too small frames."""
     overrides = {key: value for key, value in asdict(recipe.flow).items()
                  if key not in ("preset", "backend") and value is not None}
-    return optical_flow.parameters(recipe.flow.preset, **overrides)
+    parameters = optical_flow.parameters(recipe.flow.preset, **overrides)
+    if recipe.frames.short_side < parameters.min_side:
+        raise RequestError(f"frames.short_side is {recipe.frames.short_side}; flow at half the size (flow.scale 0.5) "
+                           f"needs at least {parameters.min_side}")
+    return parameters
+
+
+def check_size(size: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
+    """The (H, W) of a video's frames. Raises VideoError where flow cannot be computed on them."""
+    if min(size) < (least := flow_parameters(recipe).min_side):
+        raise VideoError(f"frames of {size[0]}x{size[1]} px; flow at half the size (flow.scale 0.5) needs sides of at "
+                         f"least {least}", "probe")
+    return size
 
 
 def motion_arrays(flow, recipe: Recipe, indexers: dict[str, ClipIndexer]) -> dict[str, np.ndarray]:
     """The stored arrays of these frames on the host, and the indexers fed.
 
-    flow: (n, 2, H, W) float32, numpy or CuPy.   Returns st_motion (n, h, w), t_motion (n,), and edges and flow
-    (n, 2, H/2, W/2) where the recipe stores them; float32.
+    flow: (n, 2, H, W) float32, or (n, 2, H/2, W/2) of half-size frames at `flow.scale` 0.5, whose gradients have the
+    same unit and whose pixels and px/frame count twice; numpy or CuPy.
+    Returns float32 st_motion (n, h, w), t_motion (n,), and edges and flow (n, 2, H/2, W/2) where they are stored.
     """
-    settings, border = recipe.motion, recipe.motion.border_px
+    settings, border, scale = recipe.motion, recipe.motion.border_px, flow_parameters(recipe).scale
+    cell, stored = round(motion.CELL * scale), round(2 * scale)      # pixels of the flow a map cell, a stored pixel
     step = -(-MOTION_BATCH // settings.window) * settings.window
     parts = []
     for at in range(0, len(flow), step):
         batch = flow[at:at + step]
         maps = motion.motion_map(batch, settings.derivative, settings.combine, settings.window)
-        cells = motion.pool(maps)
+        cells = motion.pool(maps, cell)
         if border % motion.CELL == 0:
             bordered = motion.zero_border(cells, border // motion.CELL)
         else:
-            bordered = motion.pool(motion.zero_border(maps, border))
+            bordered = motion.pool(motion.zero_border(maps, math.ceil(border * scale)), cell)
         part = {"st_motion": cells, "bordered": bordered}
         if recipe.packs.edges:
-            part["edges"] = motion.pool(motion.edges(batch, settings.derivative), 2)
+            part["edges"] = motion.pool(motion.edges(batch, settings.derivative), stored)
         if recipe.packs.flow:
-            part["flow"] = motion.pool(batch, 2)
+            part["flow"] = motion.pool(batch, stored) * np.float32(1 / scale)
         parts.append({key: motion.to_host(value) for key, value in part.items()})
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     bordered = arrays.pop("bordered")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cv2
 
-from preprocess.stages import Decoded, FlowError, TooShort, motion_arrays, prefetch, with_flow
+from preprocess.stages import Decoded, FlowError, TooShort, check_size, motion_arrays, prefetch, with_flow
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.datasets.catalog import Video
 from shared.recipes.preprocessing import Recipe, Run
@@ -186,7 +186,7 @@ def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool
         if source.frame_size != task.frame_size:
             size, longest = (source.frame_size, run) if run else _longest(task, video)
             if size != task.frame_size:
-                return Misplanned(video.id, 0, size)
+                return Misplanned(video.id, 0, check_size(size, recipe))
             damage = f"size or orientation changes before frame {longest.first}"
             return _add_video(task, video, kept, writer, pool, seconds, tell, longest, damage)
         decoded = Decoded(source, task.sample_frames, seconds)

@@ -6,11 +6,13 @@ On one backend the same pair gives the same bits, whatever the batch or the numb
 """
 
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
 
 from preprocess.flow.parameters import MIN_SIDE, PRESETS, TVL1Parameters, parameters
+from preprocess.flow.scale import enlarged, halved
 from shared.cli import RequestError, nearest
 
 __all__ = ["BACKENDS", "PRESETS", "TVL1Parameters", "flow_window", "parameters", "resolve", "runs_here",
@@ -51,10 +53,12 @@ def runs_here(backend: str) -> bool:
 def tvl1(first, second, preset: str | TVL1Parameters = "default", backend: str = "auto", threads: int = 1, **overrides):
     """TV-L1 flow of N frame pairs (Zach, Pock, Bischof 2007; OpenCV's DualTVL1).
 
-    first, second: (N, H, W) or (H, W), grey, uint8 or float32 in [0, 255]; H, W from 16 up.
-    preset: `reference` (OpenCV's defaults), `default` or `fast`; overrides: single parameters of TVL1Parameters.
+    first, second: (N, H, W) or (H, W), grey, uint8 or float32 in [0, 255]; H, W from 16 up (31 at `scale` 0.5).
+    preset: `reference` (OpenCV's defaults), `default`, `fast` or `half` (`fast` at `scale` 0.5); overrides: single
+    parameters of TVL1Parameters.
     threads: pairs solved at a time (all but cuda).
     Returns (N, 2, H, W) or (2, H, W) float32, px/frame: first[y, x] is found at second[y + flow[1], x + flow[0]].
+    With `scale` 0.5 it is computed on frames averaged down to half the size, and comes at the frames' own (bilinear).
     Raises RequestError where an argument is wrong; NaN and infinite pixels are refused.
     """
     settings = parameters(preset, **overrides)
@@ -65,14 +69,17 @@ def tvl1(first, second, preset: str | TVL1Parameters = "default", backend: str =
     single = first.ndim == 2
     if single:
         first, second = first[None], second[None]
-    _check(first, "first")
-    _check(second, "second")
-    backend = resolve(backend)
+    _check(first, "first", settings)
+    _check(second, "second", settings)
+    backend, sides = resolve(backend), first.shape[1:]
+    settings, first, second = _at_scale(settings, first, second)
     if backend == "cuda":
         from preprocess.flow import cuda
         flow = cuda.to_host(cuda.solve_pairs(first, second, settings))
     else:
         flow = _spread(first, second, settings, backend, threads, None)
+    if flow.shape[2:] != sides:
+        flow = enlarged(flow, *sides)
     return flow[0] if single else flow
 
 
@@ -82,18 +89,28 @@ def flow_window(frames, settings: TVL1Parameters, backend: str, threads: int = 1
     frames: (T + 1, H, W) grey, uint8 or float32 in [0, 255].   backend: of BACKENDS but `auto` (see `resolve`).
     threads, or an executor's: pairs solved at a time (all but cuda).
     Returns (T, 2, H, W) float32, px/frame: flow[t] takes frame t to t + 1; on the device (CuPy) for `cuda`.
+    With `scale` 0.5 the flow of the halved frames, in their pixels: (T, 2, ceil(H/2), ceil(W/2)).
     Raises RequestError where an argument is wrong.
     """
-    _check(frames, "frames")
+    _check(frames, "frames", settings)
     if len(frames) == 0:
         raise RequestError("frames is empty; expected at least one frame")
     if backend == "cuda":
         from preprocess.flow import cuda
+        settings, frames = _at_scale(settings, cuda.to_device(frames))
         return cuda.solve_window(frames, settings)
     if backend not in BACKENDS[1:]:
         raise RequestError(f"flow backend is {backend!r}; expected one of {', '.join(BACKENDS[1:])} (resolve('auto') "
                            "chooses one)")
+    settings, frames = _at_scale(settings, frames)
     return _spread(frames[:-1], frames[1:], settings, backend, threads, executor)
+
+
+def _at_scale(settings, *frames):
+    """The parameters and frames that a backend is given: every one computes at the size of what it gets."""
+    if settings.scale == 1:
+        return settings, *frames
+    return replace(settings, scale=1), *map(halved, frames)
 
 
 def _spread(first, second, settings, backend, threads, executor):
@@ -121,12 +138,13 @@ def _describe(frames) -> str:
     return f"{'x'.join(map(str, frames.shape)) or 'a scalar'} {frames.dtype}"
 
 
-def _check(frames, name: str) -> None:
+def _check(frames, name: str, settings: TVL1Parameters) -> None:
     """Refuse what TV-L1 cannot take: (N, H, W) uint8, or float32 within [0, 255], sides from MIN_SIDE up."""
     if frames.ndim != 3 or frames.dtype not in (np.uint8, np.float32):
         raise RequestError(f"{name} is {_describe(frames)}; expected (N, H, W) uint8, or float32 in [0, 255]")
-    if min(frames.shape[1:]) < MIN_SIDE:
-        raise RequestError(f"{name} is {_describe(frames)}; expected sides of at least {MIN_SIDE} pixels")
+    if min(frames.shape[1:]) < (least := settings.min_side):
+        raise RequestError(f"{name} is {_describe(frames)}; expected sides of at least {least} pixels" + (
+            f", {MIN_SIDE} at half the size (scale 0.5)" if least > MIN_SIDE else ""))
     if frames.dtype == np.float32 and len(frames):
         low, high = float(frames.min()), float(frames.max())
         if not (0 <= low and high <= 255):             # also where either is NaN

@@ -162,5 +162,10 @@ def solve_pairs(first, second, parameters: TVL1Parameters):
     return flow
 
 
+def to_device(frames):
+    import cupy
+    return cupy.asarray(frames)
+
+
 def to_host(flow) -> np.ndarray:
     return flow.get()

@@ -1,4 +1,4 @@
-"""TV-L1's parameters: one frozen object, three presets, every value checked."""
+"""TV-L1's parameters: one frozen object, four presets, every value checked."""
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +22,7 @@ class TVL1Parameters:
     epsilon: a warp ends when the root mean square change of the flow, px, is not above it (tested every iteration);
     0 = a fixed count, warps x outer x iterations.
     median: side of the median filter, 1 = none, 3 or 5 pixels.
+    scale: 1, or 0.5: flow on frames averaged down to half the size, whose pixels all of the above are then of.
     """
 
     tau: float = 0.25
@@ -34,12 +35,13 @@ class TVL1Parameters:
     outer: int = 10
     epsilon: float = 0.01
     median: int = 5
+    scale: float = 1.0
 
     def __post_init__(self):
         for name, kind, low, high, expected in RANGES:
             value = getattr(self, name)
             right = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-            if not (right and low <= value <= high) or name == "median" and value % 2 == 0:
+            if not (right and low <= value <= high and value in ONE_OF.get(name, (value,))):
                 raise RequestError(f"flow {name} is {value!r}; expected {expected}")
             object.__setattr__(self, name, int(value) if kind is Integral else float(value))
 
@@ -47,6 +49,11 @@ class TVL1Parameters:
     def fixed(self) -> bool:
         """Whether the number of iterations depends on no data."""
         return self.epsilon == 0
+
+    @property
+    def min_side(self) -> int:
+        """The least side of a frame, px: MIN_SIDE, and at half the size what halves to it."""
+        return MIN_SIDE if self.scale == 1 else 2 * MIN_SIDE - 1
 
     def to_dict(self) -> dict:
         """Plain numbers by stable names, for the store's recipe; `TVL1Parameters(**d)` is the way back."""
@@ -75,7 +82,10 @@ RANGES = (
     ("outer", Integral, 1, 1000, "a whole number in [1, 1000]"),
     ("epsilon", Real, 0.0, 1e6, "a number >= 0 in px; 0 = a fixed count of iterations"),
     ("median", Integral, 1, 5, "1 (none), 3 or 5"),
+    ("scale", Real, 0.5, 1.0, "1, or 0.5 for flow at half the size"),
 )
+
+ONE_OF = {"median": (1, 3, 5), "scale": (0.5, 1)}
 
 PRESETS = {
     # OpenCV's defaults, with its epsilon stop.
@@ -83,6 +93,8 @@ PRESETS = {
     # Ours: coarser pyramid and a fixed count; lower endpoint error than `reference` on ground truth, many times faster.
     "default": TVL1Parameters(zoom=0.5, iterations=30, outer=1, epsilon=0),
     "fast": TVL1Parameters(zoom=0.5, warps=3, iterations=30, outer=1, epsilon=0),
+    # `fast` at half the size: nearly the motion maps of the two above, at a fourth of the time of `fast`.
+    "half": TVL1Parameters(zoom=0.5, warps=3, iterations=30, outer=1, epsilon=0, scale=0.5),
 }
 
 

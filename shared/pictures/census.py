@@ -59,6 +59,7 @@ def store_picture(index: Index, document: dict, geometry: ClipGeometry,
     backends = ", ".join(sorted({row.backend for row in packs})) or recipe["flow"]["backend"]
     classes = Counter(name or "unlabelled" for name in index.class_name)
     empty, dropped = len(set(document["classes"]) - classes.keys()), sum(row.stage == DROPPED for row in failures)
+    halved = recipe["flow"].get("scale") == 0.5 and recipe["flow"]["preset"] != "half"
     facts = [("videos", f"{len(index):,}"),
              ("failed", f"{len(failures) - dropped:,}" + (f", {dropped:,} dropped" if dropped else "")),
              ("classes", f"{len(document['classes']) - empty:,}" + (f", {empty:,} without videos" if empty else "")),
@@ -66,8 +67,8 @@ def store_picture(index: Index, document: dict, geometry: ClipGeometry,
              ("duration", cli.duration(seconds)),
              ("packs", f"{len(packs):,}, {cli.size(disk)}"), (f"clips {geometry}", f"{sum(map(len, scores)):,}"),
              ("too short for one", f"{int(np.isnan(medians).sum()):,}"),
-             ("flow", f"{recipe['flow']['preset']} preset on {backends}"), ("recipe", document["recipe_hash"]),
-             ("format", str(document["format"]))]
+             ("flow", f"{recipe['flow']['preset']} preset{' at half size' * halved} on {backends}"),
+             ("recipe", document["recipe_hash"]), ("format", str(document["format"]))]
     return overview.StorePicture(
         title=f"{index.store.resolve().name}: dataset {document['dataset']}", facts=facts,
         scores=np.concatenate([*scores, np.zeros(0, np.float32)]), medians=medians[~np.isnan(medians)],

@@ -47,6 +47,7 @@ class Flow:
     outer: int | None = None
     epsilon: float | None = None
     median: int | None = None
+    scale: float | None = late(1.0)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,21 @@
 import os
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess import plan as planning
 from preprocess.plan import PlannedPack
+from preprocess.run import resolve
+from preprocess.stages import flow_parameters
 from preprocess.task import Misplanned
+from shared.cli import RequestError
 from shared.datasets.catalog import open_catalog
-from shared.recipes.preprocessing import load_pipeline
+from shared.recipes.preprocessing import load_pipeline, recipe_hash
 from shared.videos.decode import Probe
 from shared.videos.isolate import ChildProcess
+from tests.shared.videos.test_decode import scene, write
 
 RECIPE = load_pipeline("folder").recipe
 
@@ -92,3 +97,33 @@ def test_wrong_headers_are_planned_again_with_what_decoding_showed():
     assert sized == {"a": (30, (80, 64)), "b": (101, (64, 80)), "c": (0, (64, 80))}
     packs = planning.group_packs(sized, with_packs(64, 100), {})
     assert [pack.videos for pack in packs] == [("b",), ("c",), ("a",)]
+
+
+def test_videos_too_small_for_half_the_size_are_failures(tmp_path):
+    (tmp_path / "a").mkdir()
+    for height in (24, 32):
+        write(tmp_path / f"a/{height}.mkv", scene(4, height))
+
+    def planned(*settings):
+        recipe = load_pipeline("folder", settings=settings).recipe
+        return planning.make_plan(open_catalog("folder", tmp_path), recipe, {"a/24.mkv", "a/32.mkv"})
+
+    assert not planned("preset=fast").failures and not planned("preset=half", "flow.scale=1").failures
+    plan = planned("preset=half")
+    assert [pack.videos for pack in plan.packs] == [("a/32.mkv",)]
+    assert [(row.video, row.reason) for row in plan.failures] == [
+        ("a/24.mkv", "frames of 24x64 px; flow at half the size (flow.scale 0.5) needs sides of at least 31")]
+    with pytest.raises(RequestError, match="short_side is 24; flow at half the size .* needs at least 31"):
+        planned("preset=half", "short_side=24")
+
+
+def test_a_store_without_scale_is_one_of_full_size():
+    """Its hash too stands: scale counts where it is 0.5."""
+    before = resolve(load_pipeline("folder", settings=["preset=fast", "backend=cpu"])).recipe
+    half = resolve(load_pipeline("folder", settings=["preset=fast", "backend=cpu", "flow.scale=0.5"])).recipe
+    stored, other = before.to_dict(), half.to_dict()
+    assert "scale" not in stored["flow"] and other["flow"].pop("scale") == 0.5 and other == stored
+    assert recipe_hash(before.to_dict()) != recipe_hash(half.to_dict())
+    for recipe, scale in ((before, 1), (half, 0.5)):
+        grown = load_pipeline("folder", stored=recipe.to_dict())
+        assert flow_parameters(grown.recipe).scale == scale and grown.recipe == recipe

@@ -38,24 +38,27 @@ def task_for(root, store, videos, settings=(), **changes):
 
 
 def slow_flow(frames, flow):
-    """cv2's TV-L1 pair by pair; the last frame repeats the flow before it. (T, 2, H, W)"""
+    """cv2's TV-L1 pair by pair; the last frame repeats the flow before it. (T, 2, H, W); at flow.scale 0.5 of frames
+    whose pixels are means of 2x2, in their pixels."""
     tvl1 = cv2.optflow.DualTVL1OpticalFlow_create(
         tau=flow.tau, lambda_=flow.lambda_, theta=flow.theta, nscales=flow.scales, warps=flow.warps, epsilon=0.0,
         innnerIterations=flow.iterations, outerIterations=1, scaleStep=flow.zoom, gamma=0, medianFiltering=flow.median,
         useInitialFlow=False)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    if flow.scale == 0.5:        # of float32 it takes [0, 1]
+        grey = [(g.reshape(g.shape[0] // 2, 2, g.shape[1] // 2, 2).mean((1, 3)) / 255).astype(np.float32) for g in grey]
     flows = [tvl1.calc(a, b, None).transpose(2, 0, 1) for a, b in zip(grey, grey[1:])]
     return np.stack([*flows, flows[-1]]).astype(np.float64)
 
 
-def slow_index(flow, border=8, length=16, stride=2, step=4):
-    """Equations 1 and 2 and section 3.2 in float64 loops."""
+def slow_index(flow, border=8, length=16, stride=2, step=4, cell=8):
+    """Equations 1 and 2 and section 3.2 in float64 loops; border, cell: pixels of the flow."""
     maps = np.stack([np.sqrt(sum(d ** 2 for c in f for d in np.gradient(c))) for f in flow])
     bordered = maps.copy()
     bordered[:, :border] = bordered[:, -border:] = bordered[:, :, :border] = bordered[:, :, -border:] = 0
 
     def cells(m):
-        return m.reshape(len(m), m.shape[1] // 8, 8, m.shape[2] // 8, 8).mean((2, 4))
+        return m.reshape(len(m), m.shape[1] // cell, cell, m.shape[2] // cell, cell).mean((2, 4))
 
     t_motion, clips = bordered.mean((1, 2)), []
     for start in range(0, len(flow) - (length - 1) * stride, step):
@@ -65,9 +68,9 @@ def slow_index(flow, border=8, length=16, stride=2, step=4):
     return cells(maps), t_motion, clips
 
 
-@pytest.mark.parametrize("window", [64, 7])
-def test_a_pack_equals_the_slow_version(small_videos, tmp_path, window):
-    task = task_for(small_videos, tmp_path, 2)
+@pytest.mark.parametrize("window, scale", [(64, 1), (7, 1), (7, 0.5)])
+def test_a_pack_equals_the_slow_version(small_videos, tmp_path, window, scale):
+    task = task_for(small_videos, tmp_path, 2, [f"flow.scale={scale}"])
     task = replace(task, run=replace(task.run, window=window))
     report = make_pack(task)
     assert not report.failures and not report.misplanned and report.frames == 80
@@ -75,7 +78,8 @@ def test_a_pack_equals_the_slow_version(small_videos, tmp_path, window):
     for number, video in enumerate(task.videos):
         with open_video(small_videos / video.path) as source:
             frames = np.concatenate(list(source))
-        st_motion, t_motion, clips = slow_index(slow_flow(frames, task.recipe.flow))
+        st_motion, t_motion, clips = slow_index(slow_flow(frames, task.recipe.flow), border=int(8 * scale),
+                                                cell=int(8 * scale))
         here = slice(40 * number, 40 * number + 40)
         assert np.abs(pack["rgb"][here].astype(int) - frames).mean() < 4          # JPEG
         np.testing.assert_allclose(pack["st_motion"][here], st_motion, rtol=2e-3, atol=2e-5)
@@ -91,25 +95,29 @@ def test_a_pack_equals_the_slow_version(small_videos, tmp_path, window):
             np.testing.assert_array_equal(mask[clear], (s_map > p90)[clear])
 
 
-def test_the_decoding_window_changes_nothing(small_videos, tmp_path):
+@pytest.mark.parametrize("scale", [1, 0.5])
+def test_the_decoding_window_changes_nothing(small_videos, tmp_path, scale):
     """Also with derivatives averaged over blocks of frames, and for edges and flow."""
     files = []
     for window in (64, 9, 1):
         task = task_for(small_videos, tmp_path / str(window), 2,
-                        ["motion.window=3", "edges=true", "packs.flow=true", "geometries=16x2,8x1"])
+                        ["motion.window=3", "edges=true", "packs.flow=true", "geometries=16x2,8x1",
+                         f"flow.scale={scale}"])
         report = make_pack(replace(task, run=replace(task.run, window=window)))
         files.append(dict(report.pack.files.items()))
         assert report.frames == 80
     assert files[0] == files[1] == files[2]
 
 
-@pytest.mark.parametrize("border", [0, 3])
-def test_the_border_is_zeroed_at_pixel_level(small_videos, tmp_path, border):
-    task = task_for(small_videos, tmp_path, 1, [f"border_px={border}"])
+@pytest.mark.parametrize("border, scale", [(0, 1), (3, 1), (3, 0.5)])
+def test_the_border_is_zeroed_at_pixel_level(small_videos, tmp_path, border, scale):
+    """At half the size 3 px are 2 of the flow's."""
+    task = task_for(small_videos, tmp_path, 1, [f"border_px={border}", f"flow.scale={scale}"])
     pack = zarr.open_group(tmp_path / make_pack(task).pack.path, mode="r")
     with open_video(small_videos / task.videos[0].path) as source:
         flow = slow_flow(np.concatenate(list(source)), task.recipe.flow)
-    t_motion = slow_index(flow)[1]
+    border = round(border * scale + 0.1)
+    t_motion = slow_index(flow, cell=int(8 * scale))[1]
     maps = np.stack([np.sqrt(sum(d ** 2 for c in f for d in np.gradient(c))) for f in flow])
     if border:
         maps[:, :border] = maps[:, -border:] = maps[:, :, :border] = maps[:, :, -border:] = 0
@@ -117,16 +125,17 @@ def test_the_border_is_zeroed_at_pixel_level(small_videos, tmp_path, border):
     assert not np.allclose(pack["t_motion"][:], t_motion, rtol=1e-3)
 
 
-def test_edges_and_flow_are_what_the_format_says(small_videos, tmp_path):
-    task = task_for(small_videos, tmp_path, 1, ["edges=true", "packs.flow=true"])
+@pytest.mark.parametrize("scale", [1, 0.5])
+def test_edges_and_flow_are_what_the_format_says(small_videos, tmp_path, scale):
+    task = task_for(small_videos, tmp_path, 1, ["edges=true", "packs.flow=true", f"flow.scale={scale}"])
     pack = zarr.open_group(tmp_path / make_pack(task).pack.path, mode="r")
     with open_video(small_videos / task.videos[0].path) as source:
         flow = slow_flow(np.concatenate(list(source)), task.recipe.flow)
 
     def halved(x):
-        return x.reshape(*x.shape[:2], 32, 2, 40, 2).mean((3, 5))
+        return x if scale < 1 else x.reshape(*x.shape[:2], 32, 2, 40, 2).mean((3, 5))
 
-    np.testing.assert_allclose(pack["flow"][:], halved(flow), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(pack["flow"][:], halved(flow) / scale, rtol=2e-3, atol=2e-3)
     magnitude = np.stack([[np.sqrt(sum(d ** 2 for d in np.gradient(c))) for c in f] for f in flow])
     expected = np.clip(halved(magnitude), 0, 10)
     value = 10 * (pack["edges"][:] / 255.0) ** 2

@@ -50,8 +50,8 @@ def test_a_shift_is_found_in_px_right_and_down(backend):
     assert np.abs(inner[0] + 3).mean() < 0.1 and np.abs(inner[1] - 2).mean() < 0.1
 
 
-@pytest.mark.parametrize("preset, overrides", [("default", {}), ("fast", {}), ("default", {"zoom": 0.8, "median": 3})],
-                         ids=str)
+@pytest.mark.parametrize("preset, overrides", [("default", {}), ("fast", {}), ("half", {}),
+                                               ("default", {"zoom": 0.8, "median": 3})], ids=str)
 def test_fixed_counts_give_the_oracles_flow(frames, judged, preset, overrides):
     ours, theirs = (tvl1(frames[:-1], frames[1:], preset, name, **overrides) for name in (judged, ORACLE))
     assert np.hypot(*(ours - theirs).swapaxes(0, 1)).mean() <= 0.005
@@ -73,10 +73,13 @@ def test_identical_and_constant_frames_do_not_move(frames, backend, preset):
     assert np.isfinite(tvl1(flat, flat + np.uint8(90), preset, backend)).all()
 
 
-def test_same_bits_whatever_the_batch_the_threads_and_the_layout(frames, backend):
-    settings = parameters("default")
-    one_by_one = np.stack([tvl1(a, b, backend=backend) for a, b in zip(frames, frames[1:])])
-    np.testing.assert_array_equal(tvl1(frames[:-1], frames[1:], backend=backend, threads=3), one_by_one)
+@pytest.mark.parametrize("scale", [1, 0.5])
+def test_same_bits_whatever_the_batch_the_threads_and_the_layout(frames, backend, scale):
+    settings = parameters("default", scale=scale)
+    single = np.stack([tvl1(a, b, settings, backend) for a, b in zip(frames, frames[1:])])
+    np.testing.assert_array_equal(tvl1(frames[:-1], frames[1:], settings, backend, threads=3), single)
+    one_by_one = np.concatenate([window(frames[n:n + 2], settings, backend) for n in range(3)])
+    assert scale < 1 or np.array_equal(one_by_one, single)
     np.testing.assert_array_equal(window(frames, settings, backend), one_by_one)
     with ThreadPoolExecutor(2) as pool:
         np.testing.assert_array_equal(window(frames, settings, backend, executor=pool), one_by_one)

@@ -7,18 +7,19 @@ import subprocess
 import numpy as np
 import pytest
 
-from preprocess.flow import cuda, flow_window, parameters
+from preprocess.flow import _at_scale, cuda, flow_window, parameters
 from preprocess.flow.batch import STEPS, BatchSolver
 
 
 def solve(device, frames, settings, steps=STEPS):
+    settings, frames = _at_scale(settings, frames)
     solver = BatchSolver(device, *frames.shape[1:], settings, len(frames) - 1, len(frames), steps)
     solver.images[0][:] = frames
     return solver.run(len(frames) - 1, len(frames), 1)
 
 
 @pytest.mark.parametrize("preset, overrides", [
-    ("default", {}), ("fast", {}), ("default", {"median": 3, "outer": 2, "iterations": 7, "zoom": 0.8}),
+    ("default", {}), ("half", {}), ("default", {"median": 3, "outer": 2, "iterations": 7, "zoom": 0.8}),
     ("default", {"median": 1, "scales": 2}), ("reference", {"scales": 3})], ids=str)
 def test_the_whole_batch_has_the_cpu_backends_bits(host_device, real_frames, preset, overrides):
     frames = real_frames[2][:, 30:130, 20:145]
