@@ -40,7 +40,7 @@ from shared.store.layout import damage_stops
 from shared.store.place import store_argument
 from shared.store.record import read_json
 
-WRITTEN = {results.METRICS, page.REPORT, "curves.png", "store.png", "compare.png", "runs"}    # into OUT
+WRITTEN = re.compile(rf"{results.METRICS}|{page.REPORT}|curves(-\d+)?\.png|store\.png|compare\.png|runs")    # into OUT
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -255,7 +255,7 @@ def _check_out(out: Path, protocol: str) -> None:
     beside = {"features", *PROTOCOLS} | {name for name in there if (out / name / results.METRICS).is_file()}
     ours = {name for name in there if name.startswith(".")} | beside
     if there & {results.METRICS, cli.LOCK}:
-        ours |= WRITTEN
+        ours |= set(filter(WRITTEN.fullmatch, there))
     if foreign := sorted(there - ours):
         what = "is a store of videos" if "store.json" in there else "is a training run" if "checkpoints" in there else \
             f"holds {foreign[0]}, which is no evaluation's"

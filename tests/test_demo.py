@@ -21,5 +21,6 @@ def test_the_demo_ends_in_a_report_that_begins_with_what_moves(tmp_path):
     first, second, *_ = re.findall(r'<img alt="([^"]*)"', page)
     assert first.startswith("Where it moves in 6 test videos") and second.startswith("Every dot is a seed")
     shown, rest, *_ = re.findall("<p>(.*?)</p>", page)
-    assert re.match(r"Shown: [\w-]+ says best where .*untrained -?\d\.\d\d, mcl-v1 -?\d\.\d\d;", shown)
+    assert re.match(r"Shown: ([\w-]+ says|no row says clearly) best where .*untrained -?\d\.\d\d, mcl-v1 -?\d\.\d\d;",
+                    shown)
     assert rest.startswith("Not shown: ") and page.index(rest) < page.index("<img")

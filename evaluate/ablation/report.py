@@ -80,16 +80,18 @@ def write(ablation: Ablation) -> Path:
         path = args.out / "ablation.png"
         figures.save(tables.figure(scores, present), path)
         shown.append(Figure(path, "Every dot is a seed; bars: mean and one standard deviation; dotted: chance"
-                            + ("; hollow: the paper." if scores.paper else ".")))
-    parts = [*(f"<p>{escape(sentence)}</p>" for sentence in said), *map(page.figure_html, shown),
+                            + ("; hollow: the paper." if scores.paper else "."), wide=False))
+    parts = [*(f"<p>{page.joined(escape(sentence))}</p>" for sentence in said), *map(page.figure_html, shown),
              page.notes_html(notes),
              *(page.section(table.title, page.table_html(table)) for table in found),
-             page.section("How it was measured", page.keys_html(measured)),
+             page.questions_html(map(scores.asked, scores.columns)) if scores.values else "",
+             page.section("How it was measured", page.keys_html(measured | {"rows": [
+                 f"{row}: {finding.meaning(row, recipes[row])}" for row in args.rows]})),
              f'<p class="quiet">motionpack {escape(document["versions"]["motionpack"])}, {document["created"]}; '
              f"the same numbers for programs: {FILE}; every evaluation's own report: results/ROW-seedN/PROTOCOL</p>"]
-    seeds = cli.plural(len(ablation.plan.seeds), "seed")
-    return page.write_page(args.out / page.REPORT, f"Ablation: {args.family}, {seeds}, "
-                           f"{Path(str(ablation.plan.tested)).name}", parts)
+    named = ", ".join(args.rows) if len(args.rows) <= tables.FEW else f"{len(args.rows)} rows"
+    return page.write_page(args.out / page.REPORT, f"{named}: {cli.plural(len(ablation.plan.seeds), 'seed')}, "
+                           f"{args.family} nets", parts)
 
 
 def text(ablation: Ablation) -> str:
@@ -133,7 +135,8 @@ def _notes(ablation: Ablation, rows: list[dict], paper: bool) -> list[str]:
         notes.append("Without --init: the paper's numbers start from ImageNet MoCo weights and are out of reach.")
     if paper and plan.dataset != "ucf101":
         notes.append(f"The paper's column is of UCF101, ours of {plan.dataset}.")
-    notes.append(f"Every seed from {plan.seeds[0]} to {plan.seeds[-1]} is counted; none was chosen, and none left out "
+    notes.append(f"One seed, {plan.seeds[0]}: how much another would change is not known." if len(plan.seeds) == 1 else
+                 f"Every seed from {plan.seeds[0]} to {plan.seeds[-1]} is counted; none was chosen, and none left out "
                  "but where a line below says so.")
     notes += [f"{row['row']}, seed {row['seed']}: {row['status']}." for row in rows if row["status"] != "done"]
     return notes

@@ -1,8 +1,9 @@
 """Tables 1 and 2 of MCL with our numbers: from scores by row and seed to tables and the figure, nothing else.
 
-A score is percent; a column is one metric of one protocol, such as `linear top1`.
+A score is as in metrics.json; a column is one metric of one protocol, such as `linear top1`, shown in words.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from evaluate.ablation.plan import ALWAYS, BESIDE, MACLR, TABLE_1, TABLE_2, UNTR
 from evaluate.metrics import mean_spread
 from evaluate.protocol import Table
 from evaluate.report.pictures import COLOURS
+from evaluate.report.words import Measure, label, measure
 from shared.pictures.figures import QUIET, new_figure
 from shared.recipes.pretraining import Pretraining
 
@@ -35,9 +37,12 @@ PAPER = {
 }
 PAPER_COLUMN = "linear top1"
 MOST = 4       # columns of scores side by side
+FEW = 4        # rows that stand side by side, a line a metric
+TITLE = 32     # characters of a panel's title a line
 PAIRS = (("mcl", "seco-ta-sa"), ("mcl", "seco"), ("seco-ta-sa", "seco"), ("seco-ta", "seco"), ("seco-sa", "seco"),
          ("mcl-v1", "seco-ta-sa"), ("mcl-v2", "seco-ta-sa"), ("mcl-moco", "moco-ta-sa"), ("mcl-moco", "moco"),
          ("moco-ta-sa", "moco"), ("seco", "moco"), ("moco", UNTRAINED), ("mcl", "moco"), ("mcl", UNTRAINED),
+         ("mcl-v1", "moco"), ("mcl-v1", UNTRAINED),
          *((row, "maclr-visual") for row in MACLR if row != "maclr-visual"),
          *((row, UNTRAINED) for row in MACLR))
 
@@ -56,14 +61,30 @@ class Scores:
     def columns(self) -> list[str]:
         return list(self.values)
 
+    def measure(self, column: str) -> Measure:
+        return measure(self.asked(column)[1])
+
+    def asked(self, column: str) -> tuple[str, str]:
+        """(protocol, metric)"""
+        protocol, _, metric = column.partition(" ")
+        return protocol, metric
+
+    def words(self, column: str) -> str:
+        """The metric in words, with its protocol where there are several."""
+        return label(*self.asked(column), len({self.asked(one)[0] for one in self.columns}) > 1)
+
+    def head(self, column: str, unit: str = "%") -> str:
+        """A column's head; a correlation has no unit."""
+        return f"{self.words(column)}, {unit}" if self.measure(column).share else self.words(column)
+
     def cell(self, column: str, row: str) -> str | None:
         """`mean ± sd` over the seeds; how many they are, where it is not all."""
         values = list(self.values[column].get(row, {}).values())
         if not values:
             return None
-        mean, spread = mean_spread(values)
+        (mean, spread), number = mean_spread(values), self.measure(column).number
         few = f" ({len(values)} of {len(self.seeds)})" if len(values) < len(self.seeds) else ""
-        return f"{mean:z.1f}{f' ± {spread:.1f}' if spread is not None else ''}{few}"
+        return f"{number(mean)}{f' ± {number(spread)}' if spread is not None else ''}{few}"
 
 
 def headlines(protocol: str, metrics: Mapping[str, float]) -> list[str]:
@@ -72,16 +93,13 @@ def headlines(protocol: str, metrics: Mapping[str, float]) -> list[str]:
     return named or list(metrics)[:1]
 
 
-def shown(column: str) -> str:
-    """A column's name with places where a line may break."""
-    return column.replace("_", " ")
-
-
 def tables(scores: Scores, recipes: Mapping[str, Pretraining]) -> list[Table]:
-    """Table 1, Table 2 and the rows beside them, then differences of rows within each seed.
+    """Table 1, Table 2 and the rows beside them, or few rows side by side; then differences of rows within each seed.
 
     recipes: of every row asked for, in any order; what each row has of TA, SA and the alignment is read off them.
     """
+    if len(recipes) <= FEW and not scores.paper and not set(MACLR) & set(recipes):
+        return [_side_by_side(scores, list(recipes)), *differences(scores)]
     made, parts = [], ("TA", "SA", "L_t", "L_s", "L_st")
     for title, names, telling, heads, marks in (
             ("Table 1: motion-focused augmentation and alignment terms", (*ALWAYS, *TABLE_1), (*ALWAYS, *TABLE_1),
@@ -92,10 +110,10 @@ def tables(scores: Scores, recipes: Mapping[str, Pretraining]) -> list[Table]:
              ("terms", "input", "width"), _pathways)):
         if not set(telling) & set(recipes) or (telling is not MACLR and set(MACLR) & set(recipes)):
             continue
-        for number, columns in enumerate(_side_by_side(scores.columns)):
+        for number, columns in enumerate(_in_parts(scores.columns)):
             rows = [[row, *marks(recipes[row], row), *(scores.cell(column, row) for column in columns)]
                     for row in names if row in recipes]
-            names_shown = ["row", *heads, *(f"{shown(column)}, %" for column in columns)]
+            names_shown = ["row", *heads, *map(scores.head, columns)]
             if scores.paper and PAPER_COLUMN in columns:
                 at = 1 + len(heads) + columns.index(PAPER_COLUMN) + 1
                 names_shown.insert(at, "the paper's, %")
@@ -105,7 +123,15 @@ def tables(scores: Scores, recipes: Mapping[str, Pretraining]) -> list[Table]:
     return [*made, *differences(scores)]
 
 
-def _side_by_side(columns: Sequence[str]) -> list[Sequence[str]]:
+def _side_by_side(scores: Scores, rows: Sequence[str]) -> Table:
+    """A line a metric, a column a row, which a phone can hold, and chance."""
+    return Table("Side by side", ["score", *rows, "chance"], [
+        [scores.head(column), *(scores.cell(column, row) for row in rows),
+         scores.measure(column).number(scores.chance[column]) if column in scores.chance else None]
+        for column in scores.columns])
+
+
+def _in_parts(columns: Sequence[str]) -> list[Sequence[str]]:
     """The columns in parts of about equal size that a page can hold side by side; one empty part for none."""
     parts = max(1, -(-len(columns) // MOST))
     size = max(1, -(-len(columns) // parts))
@@ -139,35 +165,36 @@ def differences(scores: Scores) -> list[Table]:
         gaps = [ours[seed] - theirs[seed] for seed in scores.seeds if seed in ours and seed in theirs]
         if not gaps:
             return None
-        mean, spread = mean_spread(gaps)
-        return f"{mean:+z.1f}{f' ± {spread:.1f}' if spread is not None else ''}; " \
+        (mean, spread), number = mean_spread(gaps), scores.measure(column).number
+        return f"{number(mean, '+')}{f' ± {number(spread)}' if spread is not None else ''}; " \
                f"{sum(gap > 0 for gap in gaps)} of {len(gaps)}"
 
     made = []
-    for number, columns in enumerate(_side_by_side(scores.columns)):
+    for number, columns in enumerate(_in_parts(scores.columns)):
         rows = [[f"{one} less {other}", *(cell(column, one, other) for column in columns)] for one, other in PAIRS]
         rows = [row for row in rows if any(row[1:])]
         title = "Differences within a seed: mean ± sd, and how many seeds are above 0" if not number else \
             "Differences, continued"
         if rows:
-            made.append(Table(title, ["rows", *(f"{shown(column)}, points" for column in columns)], rows))
+            made.append(Table(title, ["rows", *(scores.head(column, "points") for column in columns)], rows))
     return made
 
 
 def figure(scores: Scores, rows: Sequence[str]) -> Figure:
     """A panel a column: every seed a dot, mean and spread beside it, chance dotted, the paper's number hollow."""
-    across = min(3, len(scores.columns))
+    across = min(2, len(scores.columns))
     down = -(-len(scores.columns) // across)
-    margin, width, height = 1.35, 3.3, 0.27 * len(rows) + 0.3
-    figure = new_figure(margin + across * width + 0.1, down * (height + 0.75) + 0.05)
+    margin, width, height, above = 1.35, 2.85, 0.27 * len(rows) + 0.3, 1.0
+    figure = new_figure(margin + across * width + 0.1, down * (height + above) + 0.05)
     wide, high = figure.get_size_inches()
     places = np.arange(len(rows))[::-1]
     for number, column in enumerate(scores.columns):
         line, place = divmod(number, across)
-        axes = figure.add_axes(((margin + place * width) / wide, 1 - ((line + 1) * (height + 0.75) - 0.42) / high,
+        scale = 1.0 if scores.measure(column).share else 0.01
+        axes = figure.add_axes(((margin + place * width) / wide, 1 - ((line + 1) * (height + above) - 0.42) / high,
                                 (width - 0.25) / wide, height / high))
         for at, row in zip(places, rows):
-            values = np.array(list(scores.values[column].get(row, {}).values()))
+            values = scale * np.array(list(scores.values[column].get(row, {}).values()))
             colour = QUIET if row in ALWAYS else COLOURS[0] if row.startswith("seco") else COLOURS[1]
             if len(values):
                 axes.plot(values, np.full(len(values), at), ".", color=colour, alpha=0.45, markersize=7)
@@ -176,10 +203,10 @@ def figure(scores: Scores, rows: Sequence[str]) -> Figure:
             if column == PAPER_COLUMN and row in scores.paper:
                 axes.plot(scores.paper[row], at, "D", markerfacecolor="none", markeredgecolor=QUIET, markersize=5)
         if column in scores.chance:
-            axes.axvline(scores.chance[column], color=QUIET, linestyle=":", linewidth=1)
+            axes.axvline(scale * scores.chance[column], color=QUIET, linestyle=":", linewidth=1)
         axes.set_yticks(places, rows if place == 0 else [], fontsize=10)
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_title(f"{shown(column)}, %", fontsize=11, loc="left")
+        axes.set_title(textwrap.fill(scores.head(column), TITLE), fontsize=11, loc="left")
         axes.tick_params(axis="x", labelsize=9)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color="#e8ecef", linewidth=0.8)

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from evaluate.motion.control_scores import Scene
 from evaluate.motion.probes import Motion
-from evaluate.report.pictures import COLOURS
+from evaluate.report.pictures import COLOURS, unit_panels
+from evaluate.report.words import measure
 from shared.pictures.figures import QUIET, bare, new_figure
 from shared.pictures.fonts import short
 from shared.store.reader import StoreReader
@@ -22,34 +23,26 @@ VIDEOS = 6            # in the probe's figure
 
 def scores_figure(names: Sequence[str], methods: Mapping[str, Mapping[str, float]],
                   chance: Mapping[str, float]) -> Figure:
-    """A row a score, a dot a method, percent; a bar across where chance is."""
-    figure = new_figure(9.2, 1.0 + 0.36 * len(names))
-    across, down = figure.get_size_inches()
-    axes = figure.add_axes((2.2 / across, 0.45 / down, 1 - 2.4 / across, 1 - 0.95 / down))
-    rows = {name: len(names) - 1 - i for i, name in enumerate(names)}
-    axes.hlines(list(rows.values()), -100, 100, color="#e8ecef", linewidth=1, zorder=0)
-    for name, row in rows.items():
-        axes.plot([chance[name]] * 2, [row - 0.32, row + 0.32], color="black", linewidth=1.2, zorder=1,
-                  label="chance" if not row else None)
-    for number, (method, values) in enumerate(methods.items()):
-        shown = [name for name in names if name in values]
-        beside = 0.1 * (len(methods) / 2 - number)                # so that equals are all seen
-        axes.plot([values[name] for name in shown], [rows[name] + beside for name in shown],
-                  marker="o" if not number else "D",
-                  linestyle="none", markersize=8 if not number else 5, color=COLOURS[number % len(COLOURS)],
-                  label=short(method, 30), zorder=3 if not number else 2)
-    lowest = min(0.0, *(value for values in methods.values() for value in values.values()))
-    axes.set_xlim(lowest - 2, 102)
-    axes.set_ylim(-0.7, len(names) - 0.3)
-    axes.set_yticks(list(rows.values()), [name.replace("_", " ") for name in rows], fontsize=10)
-    axes.tick_params(length=0, labelsize=10)
-    axes.set_xlabel("%", fontsize=10)
-    axes.legend(fontsize=9, frameon=False, ncols=len(methods) + 1, loc="lower left", bbox_to_anchor=(-0.2, 1.0),
-                columnspacing=1.2, handletextpad=0.3)
-    for text in (*axes.get_legend().get_texts(), *axes.get_yticklabels()):
+    """A row a score, a dot a method, values as in metrics.json; a bar across where chance is."""
+    kinds = [measure(name) for name in names]
+    figure, panels = unit_panels([kind.words for kind in kinds], kinds, [0.3] * len(names), 0.5)
+    for axes, places, scale in panels:
+        for i, top in places.items():
+            axes.plot([scale * chance[names[i]]] * 2, [top + 0.03, top + 0.27], color="black", linewidth=1.2,
+                      zorder=1, label=None if i else "chance")
+        for number, (method, values) in enumerate(methods.items()):
+            beside = 0.036 * (number - len(methods) / 2)              # so that equals are all seen
+            there = [(scale * values[names[i]], top + 0.15 + beside) for i, top in places.items()
+                     if names[i] in values]
+            axes.plot(*np.array(there).reshape(-1, 2).T, marker="o" if not number else "D", linestyle="none",
+                      markersize=8 if not number else 5, color=COLOURS[number % len(COLOURS)],
+                      label=short(method, 30), zorder=3 if not number else 2)
+        lowest = min(0.0, *(values[names[i]] for values in methods.values() for i in places if names[i] in values))
+        axes.set_xlim(scale * (lowest - 2), scale * 102)
+    drawn = panels[0][0].legend(fontsize=9, frameon=False, ncols=3, loc="lower left",
+                                bbox_to_anchor=(0, 1.0), columnspacing=1.2, handletextpad=0.3, borderaxespad=0.1)
+    for text in drawn.get_texts():
         text.set_parse_math(False)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
     return figure
 
 

@@ -143,7 +143,7 @@ def _figures(request: Request, index: Index, scene: Scene | None, scores: Mappin
     path = request.out / "controls.png"
     figures.save(control_pictures.scores_figure(list(mean[own]), {"this checkpoint" if name == own else name: values
                                                                   for name, values in mean.items()}, chance), path)
-    yield Figure(path, f"Every score of every method, percent; lines: chance. This checkpoint: {own}.")
+    yield Figure(path, f"Every score of every method; lines: chance. This checkpoint: {own}.", wide=False)
     if scene is None:
         return
     reader = StoreReader(request.store)
@@ -155,4 +155,4 @@ def _figures(request: Request, index: Index, scene: Scene | None, scores: Mappin
                                                       for name in scores}), path)
     yield Figure(path, "The dense probe on test videos, at the time of the middle frame: the frame, the true motion "
                        "there, and what each method's features say of it, each over its own range. r: mean correlation "
-                       "with the true motion over all test clips, a fixed prior taken out.")
+                       "with the true motion over all test clips, a fixed prior taken out.", wide=False)

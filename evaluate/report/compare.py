@@ -14,7 +14,7 @@ import numpy as np
 from evaluate.features.encoders import MEAN_IMAGE, RANDOM
 from evaluate.protocol import Figure, Table
 from evaluate.report import page, pictures, results
-from evaluate.report.words import Measure, measure, sentence
+from evaluate.report.words import Measure, label, measure, sentence
 from shared.cli import RequestError
 from shared.pictures import figures
 
@@ -38,11 +38,10 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     names = _names(folders)
     several = len({document["protocol"] for document in documents}) > 1
     methods = _methods(names, documents)
-    columns: dict[str, tuple[str, str]] = {}          # shown name -> (protocol, metric)
+    columns: dict[str, tuple[str, str]] = {}          # (protocol, metric) by a name of both
     for document in documents:
         for metric in document["metrics"]:
-            label = f"{document['protocol']} {metric}" if several else metric
-            columns.setdefault(label, (document["protocol"], metric))
+            columns.setdefault(f"{document['protocol']} {metric}", (document["protocol"], metric))
 
     def matrix(part: str) -> np.ndarray:
         """(methods, metrics) percent, NaN for none."""
@@ -62,16 +61,18 @@ def compare(folders: Sequence[Path], out: Path) -> str:
         "notes": notes})                              # first: by it OUT is known for a comparison
     path = out / "compare.png"
     grey = [all(one["checkpoint"].get("kind") in BASELINES for one in some) for some in methods.values()]
-    figures.save(pictures.compare_figure(list(methods), _labels(columns), values, spreads, chance, grey), path)
-    caption = "Percent; of correlations, a hundred times; whiskers: one standard deviation over the runs; dotted: " \
-              "chance; grey: what no pre-training has made."
+    figures.save(pictures.compare_figure(list(methods), _labels(columns),
+                                         [measure(metric) for _, metric in columns.values()], values, spreads, chance,
+                                         grey), path)
+    caption = "Whiskers: one standard deviation over the runs; dotted: chance; grey: what no pre-training has made."
     parts = [page.lead_html(f"{name}. {sentence(document)}" if len(methods) > 1 else sentence(document))
              for name, document in zip(names, documents)] + [page.notes_html(notes)]
     title = f"Comparison of {len(names)} evaluations"
     if len(methods) == 1:
         title = f"{next(iter(methods))}: {', '.join(document['protocol'] for document in documents)}"
     else:
-        parts += [page.figure_html(Figure(path, caption)), page.table_html(table)]
+        parts += [page.figure_html(Figure(path, caption, wide=False)), page.table_html(table),
+                  page.questions_html(columns.values())]
     page.write_page(out / page.REPORT, title, parts + (_sections(folders, names, documents, len(methods) == 1)
                                                        if several else []))
     return page.table_text(table)
@@ -110,10 +111,10 @@ def _by_metric(methods: Mapping, columns: Mapping, values: np.ndarray, spreads: 
                 for metric, value in found.items():
                     beside.setdefault(other, {}).setdefault((document["protocol"], metric), value)
     rows = []
-    for i, (label, at) in enumerate(zip(_labels(columns), columns.values())):
+    for i, (words, at) in enumerate(zip(_labels(columns), columns.values())):
         kind, known = measure(at[1]), chance[:, i][np.isfinite(chance[:, i])]
         cells = [_cell(kind, value, spread) for value, spread in zip(values[:, i], spreads[:, i])]
-        rows.append([label, *cells, kind.say(known[0]) if len(known) else None,
+        rows.append([words, *cells, kind.say(known[0]) if len(known) else None,
                      *(kind.say(found[at]) if at in found else None for found in beside.values())])
     return Table("Side by side", ["score", *methods, "chance", *beside], rows)
 
@@ -121,8 +122,7 @@ def _by_metric(methods: Mapping, columns: Mapping, values: np.ndarray, spreads: 
 def _labels(columns: Mapping) -> list[str]:
     """The metrics in words, with their protocol where there are several."""
     several = len({protocol for protocol, _ in columns.values()}) > 1
-    return [f"{protocol}: {measure(metric).words}" if several else measure(metric).words
-            for protocol, metric in columns.values()]
+    return [label(protocol, metric, several) for protocol, metric in columns.values()]
 
 
 def _sections(folders: Sequence[Path], names: Sequence[str], documents: Sequence[Mapping], cards: bool) -> list[str]:
@@ -133,7 +133,8 @@ def _sections(folders: Sequence[Path], names: Sequence[str], documents: Sequence
         seen.update(some.keys())
     parts = []
     for name, document, some in zip(names, documents, shown):
-        title = document["protocol"] if name.endswith(document["protocol"]) else f"{document['protocol']}: {name}"
+        own = name.removesuffix(document["protocol"]).rstrip("/")
+        title = f"{document['protocol']}: {own}" if own and not cards else document["protocol"]
         own = [figure for digest, figure in some.items() if seen[digest] == 1]
         parts += [page.section(title, (page.cards_html(document) if cards else "")
                                + page.notes_html(document.get("notes", ())) + page.figures_html(own))]

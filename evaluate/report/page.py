@@ -7,13 +7,13 @@ import base64
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from evaluate.protocol import Figure, Table
 from evaluate.report.results import METRICS, plain
-from evaluate.report.words import BASELINES, measure, sentence
+from evaluate.report.words import BASELINES, measure, questions, sentence
 from shared.store.record import write_atomic
 
 REPORT = "report.html"
@@ -23,8 +23,9 @@ WHOLE = 16            # characters of a name that is not broken, on a page
 STYLE = """
 *{box-sizing:border-box}body{margin:0 auto;padding:1.2rem 1rem 3rem;max-width:62rem;background:#fff;color:#1c2228;
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.12rem;margin:2.2rem 0 .6rem;padding-top:.5rem;
-border-top:1px solid #dde2e7}h3{font-size:1rem;margin:1.4rem 0 .4rem}
+h1,p,figcaption{overflow-wrap:anywhere}h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0}
+h2{font-size:1.12rem;margin:2.2rem 0 .6rem;padding-top:.5rem;border-top:1px solid #dde2e7}
+h3{font-size:1rem;margin:1.4rem 0 .4rem}
 p{margin:.5rem 0}.quiet{color:#5a6570;font-size:.9rem}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1rem 0}
 .card{border:1px solid #dde2e7;border-radius:.5rem;padding:.6rem .8rem}.card b{display:block;font-size:1.75rem;
@@ -43,8 +44,8 @@ figcaption{color:#5a6570;font-size:.85rem;margin-top:.3rem}
 .w{white-space:nowrap}@media(max-width:34rem){body{font-size:15px}td.key{white-space:normal}figure{overflow-x:auto}
 .wide img{max-width:44rem}.scroll td:first-child{min-width:8.5rem}}
 @media print{body{max-width:none;padding:0;font-size:10.5pt}h2,h3{break-after:avoid}.scroll{overflow:visible}
-table{font-size:9pt}th,td{padding:.2rem .5rem}.card{break-inside:avoid}figure img{max-height:22cm}
-tr{break-inside:avoid}a{color:inherit}
+table{font-size:9pt}th,td{padding:.2rem .5rem}.card{break-inside:avoid}figure img{max-height:15cm}
+.figures{grid-template-columns:1fr 1fr}.figures .half img{max-height:11cm}tr{break-inside:avoid}a{color:inherit}
 details::details-content{content-visibility:visible;block-size:auto}details>*{display:block}}
 """
 
@@ -109,7 +110,12 @@ def subsection(title: str, body: str) -> str:
 
 def lead_html(text: str) -> str:
     """The sentence that a page begins with."""
-    return f'<p class="lead">{escape(text)}</p>'
+    return f'<p class="lead">{joined(escape(text))}</p>'
+
+
+def joined(text: str) -> str:
+    """With every unit on the line of its number."""
+    return text.replace(" %", "\u00a0%")
 
 
 def cards_html(document: Mapping) -> str:
@@ -120,7 +126,9 @@ def cards_html(document: Mapping) -> str:
             continue
         kind, lines = measure(name), []
         if (spread := document["spread"].get(name)) is not None:
-            lines.append(f"{kind.say(document['mean'][name])} ± {kind.say(spread)} over {len(document['runs'])} runs")
+            mean = kind.say(document["mean"][name])        # over all splits; the headline is of the first pair
+            lines.append(f"{mean if mean != kind.say(value) else ''} ± {kind.say(spread)} over "
+                         f"{len(document['runs'])} runs")
         if name in document["interval"]:
             low, high = document["interval"][name]
             lines.append(f"95 %: {low:.1f} to {high:.1f}")
@@ -157,6 +165,11 @@ def _runs_table(document: Mapping) -> Table:
     rows += [("mean", document["mean"]), ("sd", document["spread"])]
     return Table("Runs", [" / ".join(telling).replace("_", " "), *(measure(name).words for name in names)],
                  [[label, *(measure(name).say(values[name]) for name in names)] for label, values in rows])
+
+
+def questions_html(asked: Iterable[tuple[str, str]]) -> str:
+    """What each (protocol, metric) asks, and its unit."""
+    return section("What is asked", table_html(Table("", ("score", "what it asks"), questions(asked))))
 
 
 def table_html(table: Table) -> str:

@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from evaluate.report.words import Measure
 from shared.pictures.figures import CHOSEN, PLAIN, QUIET, SHOWN, bare, new_figure
 from shared.pictures.fonts import short, text_width
 
 RIGHT = "#2b8a3e"
 NAMED, COUNTED = 40, 14       # classes up to which names, and shares in the cells, can be read
 LONGEST = 40                  # columns of a class's name beside its row
+LONGEST_METRIC = 70           # of a metric's above its own
 COLOURS = (SHOWN, CHOSEN, "#e8a33d", "#2b8a3e", "#7a5195", "#00838f", "#8d6e63", "#b5523b")
 
 
@@ -150,44 +153,64 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (total[last] - total[first]) / (last - first)
 
 
-def compare_figure(names: Sequence[str], columns: Sequence[str], values: np.ndarray, spreads: np.ndarray,
-                   chance: np.ndarray, grey: Sequence[bool] = ()) -> Figure:
-    """Bars of each metric, one below the other: (runs, metrics) percent, NaN for none; whiskers: one spread; dots:
-    chance; grey: whether a run is a baseline. A metric takes the room of those that have it."""
-    have = np.isfinite(values)
-    places, down = np.full(values.shape, np.nan), 0.0
-    for j in range(len(columns)):
-        for i in np.flatnonzero(have[:, j]):
-            places[i, j] = down
-            down += 1
-        down += 0.6
+def unit_panels(labels: Sequence[str], kinds: Sequence[Measure], room: Sequence[float],
+                top: float) -> tuple[Figure, list[tuple[Axes, dict[int, float], float]]]:
+    """A figure with a panel of the shares and, below it, one of the correlations, which have no unit in common.
+
+    labels, kinds: of the metrics, each above its own, so that a phone can hold them; room: inches that each takes below
+    its label; top: inches above, for a legend. Of every panel: its axes, whose y is inches from its top, {metric's
+    number: where its room begins}, and what turns a value of metrics.json into x.
+    """
+    across, line, below = 6.4, 0.24, 0.6
+    groups = [some for share in (True, False) if (some := [i for i, kind in enumerate(kinds) if kind.share == share])]
+    tall = top + sum(room) + line * len(room) + below * len(groups)
+    figure, panels, at = new_figure(across, tall), [], top
+    for some in groups:
+        ends = np.cumsum([line + room[i] for i in some])
+        places = {i: end - room[i] for i, end in zip(some, ends)}
+        axes = figure.add_axes((0.2 / across, 1 - (at + ends[-1]) / tall, 1 - 0.45 / across, ends[-1] / tall))
+        at += ends[-1] + below
+        axes.set_ylim(ends[-1], 0)
+        axes.set_yticks([])
+        for i, begins in places.items():
+            axes.text(0.0, begins - 0.04, short(labels[i], LONGEST_METRIC), transform=axes.get_yaxis_transform(),
+                      ha="left", va="bottom", fontsize=10, parse_math=False,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+        share = kinds[some[0]].share
+        axes.set_xlabel("%" if share else "correlation", fontsize=10)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.grid(axis="x", color="#e8ecef", linewidth=0.8)
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        panels.append((axes, places, 1.0 if share else 0.01))
+    return figure, panels
+
+
+def compare_figure(names: Sequence[str], labels: Sequence[str], kinds: Sequence[Measure], values: np.ndarray,
+                   spreads: np.ndarray, chance: np.ndarray, grey: Sequence[bool] = ()) -> Figure:
+    """Bars of each metric, one below the other: (runs, metrics) as in metrics.json, NaN for none; whiskers: one spread;
+    dots: chance; grey: whether a run is a baseline. A metric takes the room of those that have it."""
+    have, bar = np.isfinite(values), 0.21
     legend = 0.24 * -(-len(names) // 2) * (len(names) > 1)
-    longest = max(text_width(short(name, 34)) for name in columns)
-    margin, height = 0.25 + 0.085 * longest, 0.21 * down
-    figure = new_figure(9, legend + height + 0.55)
-    tall = figure.get_size_inches()[1]
-    axes = figure.add_axes((margin / 9, 0.4 / tall, (8.8 - margin) / 9, height / tall))
-    coloured = iter(COLOURS * len(names))
-    for i, name in enumerate(names):
-        colour = PLAIN if i < len(grey) and grey[i] else next(coloured)
-        axes.barh(places[i], np.nan_to_num(values[i]), 0.92, color=colour, label=short(name, 48))
-        known = np.isfinite(spreads[i]) & have[i]
-        axes.errorbar(values[i][known], places[i][known], xerr=spreads[i][known], fmt="none", ecolor="black",
-                      elinewidth=1, capsize=2)
-        known = np.isfinite(chance[i]) & have[i]
-        axes.vlines(chance[i][known], places[i][known] - 0.5, places[i][known] + 0.5, color="black", linestyle=":")
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(np.nanmean(places, 0), [short(name, 34) for name in columns], fontsize=10)
-    axes.set_ylim(down - 0.6, -0.7)
-    axes.set_xlim(min(0.0, 1.1 * float(np.nanmin(values))), 100)
-    axes.set_xlabel("%", fontsize=10)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="#e8ecef", linewidth=0.8)
-    axes.set_axisbelow(True)
+    figure, panels = unit_panels(labels, kinds, bar * (have.sum(0) + 0.3), legend + 0.1)
+    for axes, places, scale in panels:
+        coloured = iter(COLOURS * len(names))
+        for i, name in enumerate(names):
+            some = [j for j in places if have[i, j]]
+            y = np.array([places[j] + bar * (have[:i, j].sum() + 0.5) for j in some])
+            x, spread, dots = (scale * one[i, some] for one in (values, spreads, chance))
+            axes.barh(y, x, 0.92 * bar, color=PLAIN if i < len(grey) and grey[i] else next(coloured),
+                      label=short(name, 34))
+            known = np.isfinite(spread)
+            axes.errorbar(x[known], y[known], xerr=spread[known], fmt="none", ecolor="black", elinewidth=1, capsize=2)
+            known = np.isfinite(dots)
+            axes.vlines(dots[known], y[known] - bar / 2, y[known] + bar / 2, color="black", linestyle=":")
+        axes.set_xlim(min(0.0, 1.1 * scale * float(np.nanmin(values[:, list(places)]))), 100 * scale)
     if legend:
-        axes.legend(fontsize=9, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
-    for text in (*(axes.get_legend().get_texts() if legend else ()), *axes.get_yticklabels()):
-        text.set_parse_math(False)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+        first = panels[0][0]
+        drawn = first.legend(fontsize=9, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0),
+                             borderaxespad=0.1)
+        for text in drawn.get_texts():
+            text.set_parse_math(False)
     return figure

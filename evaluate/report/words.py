@@ -2,7 +2,7 @@
 
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from shared.cli import plural
@@ -17,9 +17,13 @@ class Measure:
     asks: str
     share: bool = True
 
+    def number(self, value: float, sign: str = "") -> str:
+        """A value of metrics.json without its unit; sign: + shows it always."""
+        return f"{value:{sign}z.1f}" if self.share else f"{value / 100:{sign}z.2f}"
+
     def say(self, value: float) -> str:
         """A value of metrics.json in its unit."""
-        return f"{value:z.1f} %" if self.share else f"{value / 100:z.2f}"
+        return self.number(value) + " %" * self.share
 
 
 _MAPS = {"cam": "Grad-CAM", "aligned": "aligned map", "prior": "fixed prior map"}
@@ -68,6 +72,19 @@ BASELINES = "prior_",                                                  # metrics
 def measure(metric: str) -> Measure:
     """Of a metric of metrics.json; one that is not known is a share under its own name."""
     return MEASURES.get(metric, Measure(metric.replace("_", " "), ""))
+
+
+def label(protocol: str, metric: str, several: bool) -> str:
+    """A metric in words, with its protocol where there are several."""
+    return f"{protocol}: {measure(metric).words}" if several else measure(metric).words
+
+
+def questions(asked: Iterable[tuple[str, str]]) -> list[list[str | None]]:
+    """Of each (protocol, metric) its words with its unit, and its line on what it asks."""
+    asked = list(asked)
+    several = len({protocol for protocol, _ in asked}) > 1
+    return [[f"{label(*one, several)}{', %' if measure(one[1]).share else ' (correlation)'}", measure(one[1]).asks or
+             None] for one in asked]
 
 
 def headline(document: Mapping) -> str:

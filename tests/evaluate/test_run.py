@@ -72,7 +72,7 @@ class Page(HTMLParser):
                 self.fetched.append(value)
 
     def handle_data(self, data):
-        self.text += data
+        self.text += data.replace("\u00a0", " ")
 
 
 def test_linear_writes_numbers_and_a_page_of_its_own(evaluate, checkpoint, store, tmp_path, capsys):
@@ -376,6 +376,7 @@ def test_what_only_an_evaluation_left_is_taken_again(evaluate, tmp_path):
     (tmp_path / "out/.lock").touch()
     evaluate("retrieval", "mean-image", out="out/retrieval")
     evaluate("linear", "mean-image")
+    (tmp_path / "out/curves-2.png").touch()                       # of several checkpoints
     evaluate("linear", "mean-image")
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(RequestError, match="holds notes.txt, which is no evaluation's; choose another folder"):

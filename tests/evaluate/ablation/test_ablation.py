@@ -42,7 +42,7 @@ def plan(store, tmp_path):
 def scores():
     """Two columns; mcl has lost a seed, the second column knows no chance."""
     return Scores({"linear top1": {"seco": {0: 10.0, 1: 20.0}, "mcl": {0: 31.0}},
-                   "saliency cam": {"seco": {0: -3.0, 1: -5.0}, "mcl": {0: 4.0}}},
+                   "saliency cam_corr": {"seco": {0: -3.0, 1: -5.0}, "mcl": {0: 4.0}}},
                   {"linear top1": 12.5}, (0, 1), {"seco": 77.98, "mcl": 81.91})
 
 
@@ -52,13 +52,22 @@ def recipes(*rows):
 
 def test_tables_from_scores(scores):
     one, two, pairs = tables.tables(scores, recipes("mcl", UNTRAINED, "seco"))
-    assert one.columns == ["row", "TA", "SA", "L_t", "L_s", "L_st", "linear top1, %", "the paper's, %",
-                           "saliency cam, %"]
+    assert one.columns == ["row", "TA", "SA", "L_t", "L_s", "L_st", "linear: top-1 accuracy, %",
+                           "the paper's, %", "saliency: Grad-CAM: correlation with S-motion"]
     assert one.rows == [["untrained", "", "", "", "", "", None, None, None],
-                        ["seco", "", "", "", "", "", "15.0 ± 7.1", "77.98", "-4.0 ± 1.4"],
-                        ["mcl", "✓", "✓", "✓", "✓", "✓", "31.0 (1 of 2)", "81.91", "4.0 (1 of 2)"]]
-    assert two.rows == [["mcl", "v3", "31.0 (1 of 2)", "81.91", "4.0 (1 of 2)"]]
-    assert pairs.rows == [["mcl less seco", "+21.0; 1 of 1", "+7.0; 1 of 1"]]
+                        ["seco", "", "", "", "", "", "15.0 ± 7.1", "77.98", "-0.04 ± 0.01"],
+                        ["mcl", "✓", "✓", "✓", "✓", "✓", "31.0 (1 of 2)", "81.91", "0.04 (1 of 2)"]]
+    assert two.rows == [["mcl", "v3", "31.0 (1 of 2)", "81.91", "0.04 (1 of 2)"]]
+    assert pairs.rows == [["mcl less seco", "+21.0; 1 of 1", "+0.07; 1 of 1"]]
+    assert pairs.columns[1:] == ["linear: top-1 accuracy, points", "saliency: Grad-CAM: correlation with S-motion"]
+
+
+def test_few_rows_stand_side_by_side(scores):
+    """A line a metric, with chance; the paper's tables need more rows, or its numbers."""
+    side, pairs = tables.tables(dataclasses.replace(scores, paper={}), recipes("seco", "mcl"))
+    assert side.columns == ["score", "seco", "mcl", "chance"] and [row[0] for row in pairs.rows] == ["mcl less seco"]
+    assert side.rows == [["linear: top-1 accuracy, %", "15.0 ± 7.1", "31.0 (1 of 2)", "12.5"],
+                         ["saliency: Grad-CAM: correlation with S-motion", "-0.04 ± 0.01", "0.04 (1 of 2)", None]]
 
 
 def test_many_columns_stand_in_several_tables(scores):
@@ -69,8 +78,8 @@ def test_many_columns_stand_in_several_tables(scores):
     one = [table for table in made if table.title.startswith("Table 1")]
     assert [table.title for table in one[1:]] == ["Table 1, continued"] * 2
     assert [name for table in one for name in table.columns[6:]] == [
-        "linear top1, %", "the paper's, %", "controls c 0, %", "controls c 1, %",
-        *(f"controls c {i}, %" for i in range(2, 8))]
+        "linear: top-1 accuracy, %", "the paper's, %", "controls: c 0, %", "controls: c 1, %",
+        *(f"controls: c {i}, %" for i in range(2, 8))]
     assert one[2].rows[0] == ["seco", "", "", "", "", "", *(f"{i}.0 (1 of 2)" for i in (5, 6, 7))]
     assert sum(len(table.columns) - 1 for table in made if table.title.startswith("Diff")) == 9
 
@@ -94,7 +103,7 @@ def test_maclr_stands_beside_its_visual_pathway_alone(plan):
     recipes = {run.row: training.recipe for run, training in made.trainings.items()}
     values = {"linear top1": {"maclr": {0: 3.0, 1: 5.0}, "maclr-visual": {0: 2.0, 1: 6.0}}}
     table, pairs = tables.tables(Scores(values, {}, (0, 1), {}), recipes)
-    assert table.columns == ["row", "terms", "input", "width", "linear top1, %"]
+    assert table.columns == ["row", "terms", "input", "width", "top-1 accuracy, %"]
     assert table.rows == [["untrained", "", "", "", None], ["maclr-visual", "vv", "", "", "4.0 ± 2.8"],
                           ["maclr", "vv, vm, mv", "edges", "4", "4.0 ± 1.4"],
                           ["maclr-flow", "vv, vm, mv", "flow", "4", None]]
@@ -132,7 +141,9 @@ def test_what_was_shown_is_said_of_the_rows_that_show_it():
     assert "One seed does not show" in rest
     several = motion({"seco": {0: 80.0, 1: 20.0}, "mcl": {0: 40.0, 1: 70.0}}, energy, (0, 1))
     shown, rest = finding.sentences(several, ["seco", "mcl"])
-    assert "seco 0.50, mcl 0.55;" in shown and "One seed" not in rest
+    assert "no row says clearly best where" in shown and "seco 0.50, mcl 0.55;" in shown and "One seed" not in rest
+    shown, _ = finding.sentences(motion({"seco": {0: 70.0}, "mcl": {0: 76.0}}, energy), ["seco", "mcl"])
+    assert "no row says clearly best where" in shown and "seco says best which moments" in shown      # one seed, 0.06
     assert finding.sentences(motion(dense, energy), ["seco", "moco"]) == []       # nothing to compare with
     assert finding.sentences(Scores({"controls knn": dense}, {}, (0,), {}), ["seco", "mcl"]) == []
 
