@@ -35,14 +35,15 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError for shared.cli.command."""
     parser = cli.Arguments(prog="python -m evaluate.export", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a file of train/main.py, such as RUN/last.pt, "
-                        "a finetuned.pt, or another export")
-    parser.add_argument("--hub", type=cli.folder, metavar="DIR", help="model.safetensors, config.json and README.md go "
+    parser.add_argument("--checkpoint", type=cli.local, required=True, help="a file of train/main.py, such as "
+                        "RUN/last.pt, a finetuned.pt, or another export")
+    parser.add_argument("--hub", type=cli.local, metavar="DIR", help="model.safetensors, config.json and README.md go "
                         "here")
-    parser.add_argument("--out", type=Path, metavar="NAME.safetensors", help="instead: this file, and NAME.json beside")
+    parser.add_argument("--out", type=cli.local, metavar="NAME.safetensors", help="instead: this file, and NAME.json "
+                        "beside")
     parser.add_argument("--licence", default=UNSTATED, help="terms of the weights, such as an SPDX name")
     parser.add_argument("--data-licence", default=UNSTATED, help="terms of the videos that they were trained on")
-    parser.add_argument("--scores", nargs="+", type=Path, default=[], metavar="DIR", help="--out folders of "
+    parser.add_argument("--scores", nargs="+", type=cli.local, default=[], metavar="DIR", help="--out folders of "
                         "evaluate.run on this checkpoint, whose numbers go into config.json and README.md")
     args = parser.parse_args(argv)
     if bool(args.hub) == bool(args.out):

@@ -62,12 +62,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--by", choices=["group"], help="--holdout takes whole groups")
     parser.add_argument("--seeds", type=int, metavar="N", help="repeat with seeds 0 to N - 1 (default 1)")
     parser.add_argument("--against", metavar="FILE", help="another checkpoint beside it, for protocols that show two")
-    parser.add_argument("--annotations", type=cli.folder, metavar="DIR", help="the dataset's official files, for "
+    parser.add_argument("--annotations", type=cli.local, metavar="DIR", help="the dataset's official files, for "
                         "protocols whose classes are not the videos': verbs, detection")
-    parser.add_argument("--cache", type=cli.folder, help="where features are kept; default OUT/features, and those of "
+    parser.add_argument("--cache", type=cli.local, help="where features are kept; default OUT/features, and those of "
                         "evaluations beside OUT are used too")
-    parser.add_argument("--out", type=cli.folder, help="metrics.json, report.html and figures go here")
-    parser.add_argument("--compare", nargs="+", type=cli.folder, metavar="RUN", help="--out folders, side by side")
+    parser.add_argument("--out", type=cli.local, help="metrics.json, report.html and figures go here")
+    parser.add_argument("--compare", nargs="+", type=cli.local, metavar="RUN", help="--out folders, side by side")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="replace a setting of `evaluation:` in pipelines.yaml, such as clips=10")
     args = parser.parse_args(argv)

@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("store", type=store_argument, help="a folder, or a URL such as s3://bucket/prefix")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--clips", metavar="LxS", help="frames by stride, such as 8x8")
-    asked.add_argument("--annotations", type=Path, metavar="CSV", help="path,label,split,group of packed videos")
+    asked.add_argument("--annotations", type=cli.local, metavar="CSV", help="path,label,split,group of packed videos")
     asked.add_argument("--drop", nargs="+", metavar="ID", help="videos that shall count no more")
-    asked.add_argument("--drop-missing", type=Path, metavar="VIDEOS",
+    asked.add_argument("--drop-missing", type=cli.local, metavar="VIDEOS",
                        help="drop the videos whose files are no longer under this folder")
     args = parser.parse_args(argv)
     store = args.store.absolute()

@@ -32,8 +32,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.Arguments(prog="python -m preprocess.run", description=__doc__)
     parser.add_argument("--dataset", required=True, help="a preset of pipelines.yaml: synthetic, folder, ucf101, ...")
     parser.add_argument("--recipe", help="what to compute: motion or maclr; default: the preset's recipe")
-    parser.add_argument("--videos", type=cli.folder, help="where the videos are; default data/DATASET")
-    parser.add_argument("--annotations", type=Path, help="folder: a CSV path,label,split,group; else the lists")
+    parser.add_argument("--videos", type=cli.local, help="where the videos are; default data/DATASET")
+    parser.add_argument("--annotations", type=cli.local, help="folder: a CSV path,label,split,group; else the lists")
     parser.add_argument("--store", type=store_argument, help="where the packs go: a folder, or a URL such as "
                         "s3://bucket/prefix; default stores/DATASET")
     parser.add_argument("--engine", default="dask", help="dask (the default): child processes, or the cluster at "

@@ -38,9 +38,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--video", metavar="ID", help="a video of the store; default: an overview of all")
     parser.add_argument("--clips", metavar="LxS", help="clip geometry; default: the recipe's first")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", metavar="PNG", type=Path, help="the picture")
-    what.add_argument("--html", metavar="DIR", help="a page to look at the whole store, in a folder of its own: "
-                      "numbers, classes, suspicious videos, a list of all")
+    what.add_argument("--out", metavar="PNG", type=cli.local, help="the picture")
+    what.add_argument("--html", metavar="DIR", type=cli.local, help="a page to look at the whole store, in a folder of "
+                      "its own: numbers, classes, suspicious videos, a list of all")
     what.add_argument("--list", metavar="TEXT", nargs="?", const="", help="print the ids that hold TEXT, one a line")
     parser.add_argument("--videos", metavar="N", type=int, help=f"of --html: videos with pictures; default {VIDEOS}")
     args = parser.parse_args(argv)

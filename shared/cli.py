@@ -79,11 +79,18 @@ class Arguments(argparse.ArgumentParser):
         raise RequestError(f"{message}{hint}; `{self.prog} --help` lists all")
 
 
-def folder(text: str) -> Path:
-    """An argument that names a folder; an empty one, which would mean the current folder, is refused."""
+def local(text: str) -> Path:
+    """An argument that names a folder or file of this machine. Refused are an empty one, which would mean the current
+    folder, a URL, which would become a folder of that name, and what lies behind a link that leads nowhere."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("a folder argument is empty; give a path, or . for the current folder")
-    return Path(text)
+        raise argparse.ArgumentTypeError("a path is empty; give one, or . for the current folder")
+    path = Path(text)
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path on this machine")
+    if dead := next((place for place in (path, *path.parents) if place.is_symlink() and not place.exists()), None):
+        raise argparse.ArgumentTypeError(f"{dead} is a link to {os.readlink(dead)}, which is not there; make that, or "
+                                         "give another path")
+    return path
 
 
 def hold(place: Path, flag: str) -> int:

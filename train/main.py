@@ -39,6 +39,7 @@ from shared.nn.together import Interrupt, agree, every, lost_peer, raise_first, 
 from shared.recipes.pretraining import RunTraining
 from shared.recipes.training import Training, load_training
 from shared.schedule import Schedule
+from shared.store.place import store_argument
 from train.maclr import MaCLR
 from train.moco import Learner, aligns
 from train.record import LAST, Meter, Record, claim, peak_memory
@@ -52,10 +53,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises RequestError for what it cannot take."""
     parser = cli.Arguments(prog="train/main.py", description=__doc__)
     parser.add_argument("--pipeline", required=True, help="a name of pipelines.yaml, such as mcl-tiny")
-    parser.add_argument("--store", required=True, action="append", metavar="DIR", help="packs; may be given repeatedly")
-    parser.add_argument("--out", required=True, type=cli.folder, metavar="RUN", help="where checkpoints and metrics go")
+    parser.add_argument("--store", required=True, action="append", metavar="DIR", type=store_argument,
+                        help="packs: a folder, or a URL; may be given repeatedly")
+    parser.add_argument("--out", required=True, type=cli.local, metavar="RUN", help="where checkpoints and metrics go")
     parser.add_argument("--split", help="which videos; default the training list: train, else train1")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="2D ImageNet weights: MoCo v2's or torchvision's")
+    parser.add_argument("--init", type=cli.local, metavar="FILE", help="2D ImageNet weights: MoCo v2's or "
+                        "torchvision's")
     parser.add_argument("--resume", choices=["auto"], help="go on from RUN/last.pt where there is one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="replace a setting, such as epochs=20")

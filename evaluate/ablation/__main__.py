@@ -9,7 +9,6 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from evaluate.ablation import report
 from evaluate.ablation.children import Children
@@ -26,7 +25,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.Arguments(prog="python -m evaluate.ablation", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=store_argument, required=True, help="packs: a folder, or a URL")
-    parser.add_argument("--out", type=cli.folder, required=True, help="trainings, results, ablation.json, report.html")
+    parser.add_argument("--out", type=cli.local, required=True, help="trainings, results, ablation.json, report.html")
     parser.add_argument("--family", choices=FAMILIES, default="tiny", help="NAME-tiny pipelines, or the paper's own")
     parser.add_argument("--rows", help=f"by commas; default {','.join(ROWS)}; besides "
                         f"{','.join(BESIDE)}; or {','.join((UNTRAINED, *MACLR))}")
@@ -38,7 +37,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help="a setting of the training, of every row")
     parser.add_argument("--set-evaluation", action="append", default=[], metavar="KEY=VALUE", dest="evaluation",
                         help="a setting of `evaluation:` in pipelines.yaml, for the protocols that have it")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="2D ImageNet weights that every row starts from")
+    parser.add_argument("--init", type=cli.local, metavar="FILE", help="2D ImageNet weights that every row starts from")
     parser.add_argument("--split", help="which videos are trained on; default the training list")
     parser.add_argument("--test-store", type=store_argument, metavar="DIR", help="evaluate there; default --store")
     parser.add_argument("--train-split", metavar="A", help="as of evaluate.run")

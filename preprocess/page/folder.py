@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shared import cli
 from shared.cli import RequestError
-from shared.store.place import ObjectPath, Place, as_place
+from shared.store.place import Place
 from shared.store.record import hidden_name
 
 HIDDEN = re.compile(r"\.page\.[0-9a-f]{32}\.partial")
@@ -17,18 +17,15 @@ OURS = re.compile(r"index\.html|page(/(page\.css|(page|charts|list|video)\.js))?
                   r"data(/(store|rows-\d+)\.js)?|videos(/\d+\.(js|jpg))?")
 
 
-def write_folder(text: str, store: Place, fill: Callable[[Path], None]) -> Path:
+def write_folder(place: Path, store: Place, fill: Callable[[Path], None]) -> Path:
     """`fill(folder)` writes a page into an empty folder, whose entries then replace those of an earlier page in the
-    folder that `text` names. Returns it.
+    folder `place`. Returns it.
 
-    Raises RequestError where it holds anything else, lies in the store, is in use or is no local folder.
+    Raises RequestError where it holds anything else, lies in the store or is in use.
     """
-    place = as_place(text)
-    if isinstance(place, ObjectPath):
-        raise RequestError(f"--html {text}: a page is written to a local folder; copy it to where it is to be read")
     place, inside = place.absolute(), store.absolute()
     if isinstance(inside, Path) and place.resolve().is_relative_to(inside.resolve()):
-        raise RequestError(f"--html {text} lies in the store, which holds nothing but its own files; choose another")
+        raise RequestError(f"--html {place} lies in the store, which holds nothing but its own files; choose another")
     if place.exists():
         refuse_strangers(place)
     place.mkdir(parents=True, exist_ok=True)

@@ -30,14 +30,14 @@ VIDEOS = 500            # with pictures, unless asked otherwise
 SHARD = 2000            # rows of the table in a file
 
 
-def write_page(text: str, index: Index, document: dict, recipe: Recipe, geometry: ClipGeometry,
+def write_page(place: Path, index: Index, document: dict, recipe: Recipe, geometry: ClipGeometry,
                videos: int = VIDEOS) -> Path:
-    """Write the page into the folder `text`, which is refused where it holds anything else; returns it.
+    """Write the page into the folder `place`, which is refused where it holds anything else; returns it.
 
     document: the store's store.json, recipe: the one in it; videos: how many get pictures. Raises RequestError, and
     StoreError for damage.
     """
-    return write_folder(text, index.store, lambda folder: fill(folder, index, document, recipe, geometry, videos))
+    return write_folder(place, index.store, lambda folder: fill(folder, index, document, recipe, geometry, videos))
 
 
 def fill(folder: Path, index: Index, document: dict, recipe: Recipe, geometry: ClipGeometry, videos: int) -> None:

@@ -207,6 +207,8 @@ def scan(root: Place) -> Scan:
                         pending.append((path, (*parents, _real(entry, parents))))
                 elif os.path.splitext(entry.name)[1].lower() in ENDINGS and (entry.is_file() or entry.is_symlink()):
                     found.videos.append(path)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    found.unreadable[path] = "a link that leads nowhere"
                 else:
                     ignored += 1
             except OSError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from shared.cli import RequestError
+from shared.cli import RequestError, local
 from shared.store.object_path import PARALLEL, S3, ObjectPath, filesystem
 
 Place = Path | ObjectPath
@@ -42,17 +42,23 @@ def as_place(place: Place | str) -> Place:
 def store_argument(text: str) -> Place:
     """A command's argument that names a store, or videos: a folder, or a URL, whose storage is asked once whether it
     answers."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("a folder argument is empty; give a path, . for the current one, or a URL")
     try:
         place = as_place(text)
-        if isinstance(place, ObjectPath):
-            place.iterdir()
+        if not isinstance(place, ObjectPath):
+            return local(text.partition("://")[2] or text)
+        if text.startswith("memory:"):
+            raise RequestError(f"{text} would end with this process; expected a folder or a URL such as "
+                               "s3://bucket/prefix")
+        place.iterdir()
     except RequestError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{error.filename}: {error.strerror}; check the URL, your credentials and, "
                                          "for a server of your own, AWS_ENDPOINT_URL") from error
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        # Of fsspec's kinds that wrap others (cached, dir, ...), or want settings of their own.
+        raise argparse.ArgumentTypeError(f"{text}: no storage that takes stores ({type(error).__name__}); expected a "
+                                         "folder or a URL such as s3://bucket/prefix") from error
     return place
 
 

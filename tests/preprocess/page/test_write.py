@@ -149,7 +149,7 @@ def test_damage_leaves_the_earlier_page(page_store, tmp_path):
     (["--html", "page", "--video", "x"], "--video to --out"),
     (["--out", "a.png", "--videos", "3"], "--videos belongs to --html"),
     (["--html", "page", "--clips", "8x8"], "the store has 16x2"),
-    (["--html", "s3://bucket/page"], "written to a local folder"),
+    (["--html", "s3://bucket/page"], "is a URL; expected a path on this machine"),
 ])
 def test_wrong_requests_are_refused(page_store, tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)

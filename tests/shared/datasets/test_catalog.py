@@ -74,6 +74,7 @@ class TestRoot:
         """As on a disk of one's own, whose lost+found is root's; tests may run as root, who reads all."""
         touch(tmp_path, "walk/1.mp4", "walk/inner/2.mp4", "lost+found/3.mp4", "zoo/4.mp4")
         (tmp_path / "walk/loop.mp4").symlink_to(tmp_path / "walk/loop.mp4")
+        (tmp_path / "run").symlink_to(tmp_path / "nowhere")
         listed = os.scandir
 
         def fake(path):
@@ -84,11 +85,11 @@ class TestRoot:
         monkeypatch.setattr(os, "scandir", fake)
         catalog = open_catalog("folder", tmp_path)
         assert [video.id for video in catalog.videos] == ["walk/1.mp4", "zoo/4.mp4"]
-        assert list(catalog.scan.unreadable) == ["lost+found", "walk/inner", "walk/loop.mp4"]
-        assert catalog.notes == ("3 folders or files left out, since reading failed (first lost+found: Permission "
+        assert list(catalog.scan.unreadable) == ["lost+found", "run", "walk/inner", "walk/loop.mp4"]
+        assert catalog.notes == ("4 folders or files left out, since reading failed (first lost+found: Permission "
                                  "denied)",)
         # What cannot be seen is not said to be gone.
-        paths = "walk/inner/2.mp4", "lost+found/deep/er/5.mp4", "walk/loop.mp4", "zoo/4.mp4", "walk/9.mp4"
+        paths = "walk/inner/2.mp4", "run/6.mp4", "lost+found/deep/er/5.mp4", "walk/loop.mp4", "zoo/4.mp4", "walk/9.mp4"
         assert catalog.scan.gone((path, path) for path in paths) == ["walk/9.mp4"]
         monkeypatch.setattr(os, "scandir", lambda path: fake("inner"))
         assert f"cannot read {tmp_path}: Permission denied" in refusal("folder", tmp_path)

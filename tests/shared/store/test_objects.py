@@ -1,5 +1,6 @@
 """Stores on object storage, on a real S3 server and on fsspec's memory: commits, leases, reads and damage."""
 
+import argparse
 import dataclasses
 import json
 import multiprocessing
@@ -295,6 +296,24 @@ def test_a_network_that_is_gone_is_one_clear_line(store, make, monkeypatch):
     assert "\n" not in str(error.value)
     with pytest.raises(Exception, match="Could not connect.*AWS_ENDPOINT_URL"):
         store_argument(str(store))
+
+
+@pytest.mark.parametrize("url, words", [
+    ("memory://a/b", "memory://a/b would end with this process; expected a folder or a URL"),
+    *((f"{kind}://a/b", f"{kind}://a/b: no storage that takes stores") for kind in ("cached", "dir", "data", "jlab"))])
+def test_what_keeps_no_store_is_refused(url, words):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^{words}"):
+        store_argument(url)
+
+
+def test_links_that_lead_nowhere_are_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for place in ("link", "link/sub/folder"):
+        for text in (f"{tmp_path}/{place}", f"file://{tmp_path}/{place}"):
+            with pytest.raises(argparse.ArgumentTypeError, match=f"^{tmp_path}/link is a link to {tmp_path}/gone, "):
+                store_argument(text)
+    (tmp_path / "gone").mkdir()
+    assert store_argument(f"{tmp_path}/link/sub") == tmp_path / "link/sub"
 
 
 # One writer at a time.
