@@ -189,7 +189,13 @@ _lock = threading.Lock()
 
 
 def solve_pair(first, second, flow, parameters: TVL1Parameters) -> None:
-    """One pair on the calling thread, with a workspace kept from an earlier pair of the same size where one is idle."""
+    """One pair on the calling thread, with a workspace kept from an earlier pair of the same size where one is idle.
+
+    Of equal frames the flow is zero at once: the warped image less the first is exactly zero, so no step moves zero.
+    """
+    if np.array_equal(first, second):
+        flow[:] = 0
+        return
     key = *first.shape, parameters
     with _lock:
         if _idle and _idle[-1].key != key:       # another size now: old workspaces would only hold memory

@@ -87,7 +87,7 @@ def test_same_bits_whatever_the_batch_the_threads_and_the_layout(frames, backend
     strided.flags.writeable = False
     np.testing.assert_array_equal(window(strided, settings, backend), one_by_one)
     for shape in ((64, 64), (64, 91)):          # another size in between leaves no trace
-        tvl1(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), backend=backend)
+        tvl1(*np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype(np.float32), backend=backend)
     np.testing.assert_array_equal(window(frames, settings, backend), one_by_one)
 
 

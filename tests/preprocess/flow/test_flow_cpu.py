@@ -238,6 +238,18 @@ def test_wrong_requests_are_refused():
 
 def test_idle_workspaces_of_another_size_are_let_go():
     for size in (32, 40):
-        frames = np.zeros((6, size, size), np.uint8)
+        frames = np.random.default_rng(size).integers(0, 256, (6, size, size)).astype(np.uint8)
         flow_window(frames, parameters("fast"), "cpu", threads=2)
         assert {solver.key[:2] for solver in cpu._idle} == {(size, size)} and len(cpu._idle) <= 2
+
+
+@pytest.mark.parametrize("preset, overrides", [("default", {}), ("reference", {"scales": 3}), ("fast", {"median": 1}),
+                                               ("fast", {"zoom": 0.7, "outer": 2, "median": 3})], ids=str)
+def test_the_zero_of_equal_frames_is_what_the_solve_gives(preset, overrides):
+    """Every bit of it: positive zeros."""
+    rng, settings = np.random.default_rng(7), parameters(preset, **overrides)
+    for frame in (rng.integers(0, 256, (47, 53)).astype(np.uint8), rng.uniform(0, 255, (40, 64)).astype(np.float32)):
+        solved, at_once = (np.full((2, *frame.shape), np.nan, np.float32) for _ in range(2))
+        cpu.Solver(*frame.shape, settings)(frame, frame.copy(), solved)
+        cpu.solve_pair(frame, frame.copy(), at_once, settings)
+        assert solved.tobytes() == at_once.tobytes() == bytes(solved.nbytes)
