@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shared.cli import RequestError, plural
 
+GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor   # its name since torch 2.13
 COUNTS = "dead_maps", "zero_targets"    # logged numbers of clips: summed over ranks, where all else is averaged
 
 
@@ -86,8 +87,10 @@ def parallel(module: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return module
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")    # channels-last, one copy
-    return DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True,
-                                   find_unused_parameters=world.device.type == "cpu" and world.size > 2)
+    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True,
+                                      find_unused_parameters=world.device.type == "cpu" and world.size > 2)
+    wrapped.broadcast_buffers = False       # after the start; the argument's name and meaning changed in torch 2.13
+    return wrapped
 
 
 @torch.no_grad()
@@ -108,7 +111,7 @@ def gather(rows: Tensor, world: World) -> Tensor:
     if world.size == 1:
         return rows
     out = rows.new_empty((world.size * len(rows), *rows.shape[1:]))
-    dist.all_gather_single(out, rows.contiguous())
+    GATHER(out, rows.contiguous())
     return out
 
 

@@ -24,6 +24,8 @@ def judged(backend) -> str:
     """A backend that the oracle judges."""
     if backend == ORACLE:
         pytest.skip("the oracle itself")
+    if cv2.__version__ < "5":
+        pytest.skip("OpenCV 4 samples at steps of 1/32 px, which is no oracle to .001 px")
     return backend
 
 

@@ -62,7 +62,7 @@ def test_an_opened_video_shows_what_is_stored(page, page_store):
         picture = stored_picture(reader, reader.index.id[position], recipe, GEOMETRY)
         n, (height, width) = len(picture.number), picture.frames.shape[1:3]
         frames, maps = (cv2.imdecode(np.frombuffer(base64.b64decode(content[name].split(",")[1]), np.uint8),
-                                     cv2.IMREAD_COLOR_RGB) for name in ("frames", "maps"))
+                                     cv2.IMREAD_COLOR)[..., ::-1] for name in ("frames", "maps"))
         assert given == number and content["size"] == [height, width] and content["number"] == picture.number.tolist()
         assert frames.shape == (height, n * width, 3)
         assert np.abs(frames.astype(int) - np.hstack(list(picture.frames))).mean() < 12   # JPEG twice
