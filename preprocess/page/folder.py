@@ -35,7 +35,8 @@ def write_folder(place: Path, store: Place, fill: Callable[[Path], None]) -> Pat
         hidden = hidden_name(place / "page")
         hidden.mkdir()
         try:
-            fill(hidden)
+            with cli.writing(place):
+                fill(hidden)
             # The page that carries the mark comes first: a folder left in between is still known as ours.
             for entry in sorted(hidden.iterdir(), key=lambda path: path.name != "index.html"):
                 if (place / entry.name).is_dir():

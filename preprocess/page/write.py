@@ -6,7 +6,6 @@ opened as a file may load nothing else.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +46,10 @@ def fill(folder: Path, index: Index, document: dict, recipe: Recipe, geometry: C
     found = suspects.find(index, numbers, failures, geometry)
     classes = by_class(index, numbers.motion)
     chosen = choose(numbers.order, found, list(classes.values()), videos)
-    shutil.copytree(SITE, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    for path in filter(Path.is_file, SITE.rglob("*")):
+        target = folder / path.relative_to(SITE)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
     (folder / "data").mkdir()
     (folder / "videos").mkdir()
     write_rows(folder / "data", index, numbers.motion, found, list(classes))

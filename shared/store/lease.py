@@ -45,8 +45,8 @@ class Lease:
 
     def _acquire(self) -> str:
         """The lock's version. Waits at most LEASE_S for a holder that shows no life; raises RequestError for one that
-        does."""
-        seen = None
+        does, and Stopped where nobody else seems to hold the lock and it cannot be had for as long."""
+        seen, deadline = None, time.monotonic() + 2 * LEASE_S
         while True:
             try:
                 return self.lock.put_if(self._bytes(), None)
@@ -55,8 +55,9 @@ class Lease:
             try:
                 version, age = self.lock.version_and_age()
                 holder = json.loads(self.lock.read_bytes())
-            except FileNotFoundError:
-                continue  # released a moment ago
+            except FileNotFoundError:   # released a moment ago
+                self._pause(deadline)
+                continue
             if seen is None:
                 seen, since = version, time.monotonic()
                 if age <= holder["lease_s"]:
@@ -69,8 +70,14 @@ class Lease:
                 try:
                     return self.lock.put_if(self._bytes(), version)
                 except Conflict:
-                    continue  # it lives after all, or another run was faster
-            time.sleep(BEAT_S / 10)
+                    pass  # it lives after all, or another run was faster
+            self._pause(deadline)
+
+    def _pause(self, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise Stopped(f"{self.lock} could not be had: it comes and goes, or the storage contradicts itself; look "
+                          f"whether other runs write {self.store}, then {GO_ON}")
+        time.sleep(BEAT_S / 10)
 
     def _try_conditions(self) -> None:
         """Say so where the server takes every write whatever its condition, as older S3 servers do."""

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import resource
 import shutil
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from preprocess import relabel, show
+from preprocess.page import write
 from preprocess.picture import stored_picture
 from shared import cli
 from shared.cli import RequestError, Stopped
@@ -142,6 +144,22 @@ def test_damage_leaves_the_earlier_page(page_store, tmp_path):
     with pytest.raises(Stopped, match="preprocess.check .* lists all that is damaged"):
         show.main([str(store), "--html", str(tmp_path / "page")])
     assert {path: path.read_bytes() for path in (tmp_path / "page").rglob("*.*")} == before
+
+
+def test_a_full_disk_is_named_by_the_folder(page_store, tmp_path):
+    """A limit on the size of files stands for the disk: 0 stops the site's own files, more the data and pictures."""
+    page, limits = tmp_path / "page", resource.getrlimit(resource.RLIMIT_FSIZE)
+    site = max(path.stat().st_size for path in write.SITE.rglob("*.*"))
+    for size in 0, site:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as caught:
+                show.main([str(page_store), "--html", str(page)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert caught.value.filename == str(page) and caught.value.errno in cli.FULL
+        assert [path.name for path in page.iterdir()] == [cli.LOCK]
+    assert show.main([str(page_store), "--html", str(page)]) == 0
 
 
 @pytest.mark.parametrize("options, words", [

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -329,6 +330,22 @@ def test_a_second_run_is_refused_and_the_lock_goes_when_the_first_ends(anywhere,
     assert not is_locked(anywhere) and anywhere.find() == {}
     with store_lock(anywhere):
         pass
+
+
+def test_a_lock_that_vanishes_again_and_again_is_given_up(anywhere, quick_beats, monkeypatch):
+    """As storage that contradicts itself has it: it lets nobody write the lock, and nobody read it."""
+    asked = []
+
+    def gone(path):
+        asked.append(path)
+        raise FileNotFoundError(errno.ENOENT, "No such object", str(path))
+
+    with store_lock(anywhere), monkeypatch.context() as patch:
+        patch.setattr(leases, "LEASE_S", 0.2)
+        patch.setattr(type(anywhere), "version_and_age", gone)
+        with pytest.raises(Stopped, match="lock could not be had: it comes and goes.*run the same command again"):
+            leases.Lease(anywhere)
+    assert 2 < len(asked) < 100     # 0.4 s at most, with a pause of 10 ms
 
 
 def test_a_server_without_conditional_writes_is_named(store, make, capsys):
