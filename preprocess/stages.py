@@ -21,7 +21,7 @@ from shared.clips.index import ClipIndexer
 from shared.recipes.preprocessing import Recipe
 from shared.videos.decode import VideoError
 
-MOTION_BATCH = 8  # frames whose flow derivatives stay in the cache together
+MOTION_BATCH = 4  # frames, twice as many of half the size, whose flow derivatives stay in the cache together
 
 
 class FlowError(RuntimeError):
@@ -75,8 +75,11 @@ def with_flow(windows: Iterable[np.ndarray], recipe: Recipe, pool: ThreadPoolExe
     waiting, grey, last = [], None, None
     for window in windows:
         began = time.thread_time()
-        shades = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in window])
-        grey = shades if grey is None else np.concatenate([grey, shades])
+        before = grey if grey is not None else np.empty((0, *window.shape[1:3]), np.uint8)
+        grey = np.empty((len(before) + len(window), *window.shape[1:3]), np.uint8)
+        grey[:len(before)] = before
+        for frame, shade in zip(window, grey[len(before):]):
+            cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY, dst=shade)
         waiting.append(window)
         seconds["grey"] += time.thread_time() - began
         count = (len(grey) - 1) // block * block
@@ -133,7 +136,7 @@ def motion_arrays(flow, recipe: Recipe, indexers: dict[str, ClipIndexer]) -> dic
     """
     settings, border, scale = recipe.motion, recipe.motion.border_px, flow_parameters(recipe).scale
     cell, stored = round(motion.CELL * scale), round(2 * scale)      # pixels of the flow a map cell, a stored pixel
-    step = -(-MOTION_BATCH // settings.window) * settings.window
+    step = -(-round(MOTION_BATCH / scale) // settings.window) * settings.window
     parts = []
     for at in range(0, len(flow), step):
         batch = flow[at:at + step]

@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("videos", nargs="?", type=Path)
     parser.add_argument("--limit", type=int, default=12, help="videos, evenly chosen (default 12)")
-    parser.add_argument("--preset", nargs="*", default=["default", "fast", "reference"])
+    parser.add_argument("--preset", nargs="*", default=["default", "fast", "half", "reference"])
     args = parser.parse_args()
     print(device("cpu"), versions())
     temporary = Path(tempfile.mkdtemp(prefix="motionpack-bench-"))
