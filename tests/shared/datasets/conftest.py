@@ -1,12 +1,33 @@
 """What every layout keeps: each file of tests here ends with it, for the layouts that it builds."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from shared.cli import RequestError
 from shared.datasets.catalog import open_catalog
 from shared.recipes.preprocessing import load_pipeline
+
+
+def touch(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    return root
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def refusal(*args, **kwargs) -> str:
+    with pytest.raises(RequestError) as caught:
+        open_catalog(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.fixture

@@ -6,31 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis.strategies as st
-import pytest
 from hypothesis import given, settings
 
-from shared.cli import RequestError
 from shared.datasets.catalog import ENDINGS, Scan, open_catalog, scan
-
-
-def touch(root: Path, *paths: str) -> Path:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-    return root
-
-
-def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode(encoding))
-    return path
-
-
-def refusal(*args, **kwargs) -> str:
-    with pytest.raises(RequestError) as caught:
-        open_catalog(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.shared.datasets.conftest import refusal, touch, write
 
 
 class TestRoot:

@@ -4,31 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from shared.cli import RequestError
 from shared.datasets.catalog import open_catalog
+from tests.shared.datasets.conftest import refusal, touch, write
 
 UCF101_CLASSES = ("ApplyEyeMakeup", "HandstandPushups", "YoYo")
 HMDB51_CLASSES = ("brush_hair", "cartwheel")
-
-
-def touch(root: Path, *paths: str) -> Path:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-    return root
-
-
-def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode(encoding))
-    return path
-
-
-def refusal(*args, **kwargs) -> str:
-    with pytest.raises(RequestError) as caught:
-        open_catalog(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def ucf101(base: Path) -> tuple[Path, Path]:
