@@ -41,6 +41,20 @@ def quiet_torch():
     torch.use_deterministic_algorithms(deterministic)
 
 
+@pytest.fixture
+def run_line(quiet_torch):
+    """run_line(words) -> exit code: `python -m MODULE ARGUMENTS` of ours in this process, as the current folder stands,
+    since starting Python for each would take most of the time."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    def run(words):
+        assert words[1] == "-m", words
+        package = find_spec(words[2]).submodule_search_locations is not None
+        return import_module(words[2] + ".__main__" * package).main(words[3:])
+    return run
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """A real S3 server (moto's) on loopback, in a thread of this process; AWS_* in the environment lead to it."""
