@@ -35,10 +35,10 @@ from shared.clips.index import ClipGeometry
 from shared.nn.distributed import World, close_world, open_world
 from shared.pictures import figures, overview
 from shared.pictures.census import store_picture
+from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
-from shared.store.layout import damage_stops
+from shared.store.layout import StoreError, damage_stops
 from shared.store.place import store_argument
-from shared.store.record import read_json
 
 WRITTEN = re.compile(rf"{results.METRICS}|{page.REPORT}|curves(-\d+)?\.png|store\.png|compare\.png|runs")    # into OUT
 
@@ -154,7 +154,10 @@ def _check(args: argparse.Namespace, protocol: Protocol) -> None:
 def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: contextlib.ExitStack) -> int:
     """Every run, then what they say together; OUT is this process's own until the stack closes."""
     started = time.monotonic()
-    index, document = Index.load(args.store), read_json(args.store / "store.json")
+    index, document = Index.load(args.store), read_description(args.store)
+    if (named := len(document["classes"])) <= (most := index.label.max(initial=-1)):
+        raise StoreError(f"{args.store / 'store.json'}: names {cli.plural(named, 'class', 'classes')}, and the index "
+                         f"has labels up to {most}")
     pairs = split_pairs(index, args)
     encoders = [open_encoder(text, world.device) for text in args.checkpoint]
     view = check_alike(encoders, args.checkpoint, settings)

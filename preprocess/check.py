@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from shared.cli import DONE, FAILURES, Arguments, Progress, RequestError, command, plural, size
-from shared.recipes.preprocessing import pack_recipe_hash, recipe_hash
+from shared.recipes.preprocessing import description_fault, pack_recipe_hash, recipe_hash
 from shared.store.index import (
     FAILURE_SUMS,
     FAILURE_TABLE,
@@ -21,7 +21,7 @@ from shared.store.index import (
     read_failures,
     read_generation,
 )
-from shared.store.layout import FORMAT, StoreError, cure
+from shared.store.layout import StoreError, cure
 from shared.store.lock import is_locked
 from shared.store.objects import fetched, pack_of
 from shared.store.place import ObjectPath, Place, as_place, store_argument
@@ -125,7 +125,10 @@ def _look(store: Path) -> tuple[Findings, Summary]:
     if summary.on_disk and not records:
         findings.notes.append("no record in records/ says how the packs were made")
     _stray_files(store, findings, summary.running)
-    if summary.document:
+    if summary.document is not None and (fault := description_fault(summary.document)):
+        findings.problems.append(f"store.json: {fault}")
+        summary.document = None
+    elif summary.document:
         _check_document(summary.document, summary.index, findings)
     if summary.index is not None:
         summary.listed = {row.path: row for row in summary.index.pack_rows()}
@@ -158,7 +161,7 @@ def _check_pack(summary: Summary, findings: Findings, path: str, videos: dict[st
                 return [_fault(error, folder)]
     except (StoreError, OSError) as error:  # while it was fetched
         return [_fault(error, store)]
-    if summary.document and "recipe" in summary.document:
+    if summary.document:
         problems += [f"{path}: {text}" for text in _recipe_problems(root, summary.document["recipe"])]
     if unlisted and index is not None and not problems:
         if summary.last_status in ("running", "stopped"):
@@ -217,15 +220,10 @@ def _rows_by_pack(index: Index) -> dict[str, list[VideoRow]]:
 def _check_document(document: dict, index: Index | None, findings: Findings) -> None:
     """store.json against itself and the rows."""
     problems = findings.problems
-    if document.get("format") != FORMAT:
-        problems.append(f"store.json: format {document.get('format')}, expected {FORMAT}")
-    recipe = document.get("recipe")
-    if recipe is None:
-        problems.append("store.json: holds no recipe")
-    elif document.get("recipe_hash") != recipe_hash(recipe):
-        problems.append(f"store.json: recipe_hash is {document.get('recipe_hash')!r}, that of its recipe "
-                        f"{recipe_hash(recipe)!r}")
-    classes = document.get("classes", [])
+    made = recipe_hash(document["recipe"])
+    if document["recipe_hash"] != made:
+        problems.append(f"store.json: recipe_hash is {document['recipe_hash']!r}, that of its recipe {made!r}")
+    classes = document["classes"]
     for row in index.rows() if index is not None else ():
         name = classes[row.label] if 0 <= row.label < len(classes) else ""
         if not -1 <= row.label < len(classes) or name != row.class_name:

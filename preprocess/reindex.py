@@ -20,7 +20,7 @@ from preprocess import relabel
 from shared import cli, motion
 from shared.cli import Progress, RequestError, plural
 from shared.clips.index import ClipGeometry, ClipIndexer
-from shared.recipes.preprocessing import recipe_hash
+from shared.recipes.preprocessing import description_fault, read_description, recipe_hash
 from shared.store.clip_tables import ClipTables
 from shared.store.committed import sweep_partials
 from shared.store.index import Index, publish, write_failures
@@ -99,7 +99,7 @@ def rebuild(store: Place) -> None:
 def restore_description(store: Place) -> str:
     """store.json from the newest record, where it is lost or damaged; returns what to say of it."""
     try:
-        read_json(store / "store.json")
+        read_description(store)
         return ""
     except (FileNotFoundError, StoreError):
         pass
@@ -108,11 +108,10 @@ def restore_description(store: Place) -> str:
             record = read_json(path)
         except StoreError:
             continue
-        if "recipe" in record:
-            recipe = record["recipe"]
-            write_json_atomic(store / "store.json", {
-                "format": FORMAT, "dataset": record["dataset"], "classes": record["classes"], "recipe": recipe,
-                "recipe_hash": recipe_hash(recipe)})
+        document = {"format": FORMAT, **{key: record.get(key) for key in ("dataset", "classes", "recipe")},
+                    "recipe_hash": ""}
+        if not description_fault(document):
+            write_json_atomic(store / "store.json", {**document, "recipe_hash": recipe_hash(document["recipe"])})
             return f"; store.json restored from {path.name}"
     raise StoreError(f"{store / 'store.json'} is lost and no record is whole: the recipe is unknown")
 
@@ -122,7 +121,7 @@ def add_everywhere(store: Place, geometry: ClipGeometry) -> None:
 
     The index is published now and then and in any case at the end, so that an interrupted reindex leaves a good store.
     """
-    document = read_json(store / "store.json")
+    document = read_description(store)
     recipe = document["recipe"]
     border = recipe["motion"]["border_px"]
     if border % motion.CELL:

@@ -17,6 +17,7 @@ from shared.cli import Progress, RequestError, plural
 from shared.datasets import folder
 from shared.datasets.catalog import scan
 from shared.datasets.listing import unlabelled
+from shared.recipes.preprocessing import read_description
 from shared.store.chunks import crc32c
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import StoreError, document_bytes, group_document
@@ -42,7 +43,7 @@ def annotate(store: Place, annotations: Path) -> str:
         theirs, ours = next(iter(listing.videos), ""), next(iter(index.path), "")
         raise RequestError(f"{annotations} names no video of {store}; its first path is {theirs!r}, the store's "
                            f"{ours!r}: write paths as the store has them")
-    document = read_json(store / "store.json")
+    document = read_description(store)
     used = {listed.class_name for listed in named.values()} - {""}
     classes = document["classes"] + [name for name in listing.classes if name in used - set(document["classes"])]
     labels = {name: number for number, name in enumerate(classes)}

@@ -17,7 +17,7 @@ from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
 from shared.cli import RequestError
 from shared.datasets.catalog import Catalog
-from shared.recipes.preprocessing import Pipeline, Recipe, pack_recipe_hash, recipe_hash
+from shared.recipes.preprocessing import Pipeline, Recipe, pack_recipe_hash, read_description, recipe_hash
 from shared.recipes.settings import differences, spelt
 from shared.store.committed import sweep_partials
 from shared.store.index import Index, publish, read_failures, write_failures
@@ -53,20 +53,15 @@ def check_place(store: Place, root: Path) -> None:
 
 
 def stored_recipe(store: Place) -> dict | None:
-    """The recipe that the store was made with; None where there is no store, or none of this version's format."""
-    path = store / "store.json"
-    stored = read_json(path) if path.exists() else {}
-    return stored.get("recipe") if stored.get("format") == FORMAT else None
+    """The recipe that the store was made with; None where there is no store."""
+    return read_description(store)["recipe"] if (store / "store.json").exists() else None
 
 
 def agree(store: Place, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
     """The pipeline as the store has it, and the store's classes. Raises RequestError where they cannot agree."""
-    path = store / "store.json"
-    if not path.exists():
+    if not (store / "store.json").exists():
         return pipeline, ()
-    stored = read_json(path)
-    if stored.get("format") != FORMAT:
-        raise RequestError(f"{store} has format {stored.get('format')!r}; this version writes {FORMAT}")
+    stored = read_description(store)
     if stored["dataset"] != pipeline.dataset:
         raise RequestError(f"{store} holds the dataset {stored['dataset']!r}, asked was {pipeline.dataset!r}; "
                            f"choose another --store")

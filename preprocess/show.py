@@ -20,12 +20,11 @@ from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
 from shared.pictures import figures, overview
 from shared.pictures.census import store_picture
-from shared.recipes.preprocessing import Recipe, build
+from shared.recipes.preprocessing import Recipe, build, read_description
 from shared.store.index import Index, read_failures
 from shared.store.layout import damage_stops
 from shared.store.place import store_argument
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 SEARCHED = 5000  # ids compared letter by letter for the nearest one; more would take seconds
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         index = Index.load(args.store)
         if args.list is not None:
             return list_ids(index, args.list)
-        document = read_json(args.store / "store.json")
+        document = read_description(args.store)
         recipe = build(Recipe, document["recipe"], "")
         geometry = _geometry(args.clips, recipe)
         if args.html is not None:

@@ -60,14 +60,7 @@ def restore(path: Path, training: Training, provenance: dict, learner: Learner, 
     checkpoint.load_weights(learner, state["learner"], path)
     if type(state["step"]) is not int or not 0 <= state["step"] <= planned:
         raise RequestError(f"{path} says step {state['step']!r} of {planned:,}; take another checkpoint")
-    groups = [{**group, "params": None} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
-    for group, own in zip(optimizer.param_groups, groups):      # numbers are the recipe's, whatever the file says
-        group.update({**own, "params": group["params"]})
-    for parameter, held in optimizer.state.items():
-        if (momentum := held.get("momentum_buffer")) is not None and momentum.shape != parameter.shape:
-            raise RequestError(f"{path}: a momentum buffer is {tuple(momentum.shape)}, expected "
-                               f"{tuple(parameter.shape)}; take another checkpoint")
+    checkpoint.load_optimizer(optimizer, state["optimizer"], path)
     sampler.load_state_dict(state["sampler"])
     checkpoint.set_rng_state(state["rng"][world.rank % before])
     return state["step"], {**provenance, "init": stored["init"], "resharded": resharded, "longer": longer}

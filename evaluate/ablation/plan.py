@@ -12,6 +12,7 @@ from evaluate.run import split_pairs
 from evaluate.settings import FeatureSettings, Settings
 from shared.cli import RequestError
 from shared.nn.checkpoint import load_recipe
+from shared.recipes.preprocessing import read_description
 from shared.recipes.training import Training, load_training
 from shared.store.index import Index
 from shared.store.layout import StoreError
@@ -87,7 +88,7 @@ class Plan:
         trained, tested = (Index.load(store) for store in (args.store, self.tested))
         self.generations, self.videos = (trained.generation, tested.generation), (len(trained), len(tested))
         choose(trained, args.split)
-        self.dataset = read_json(self.tested / "store.json")["dataset"]
+        self.dataset = read_description(self.tested)["dataset"]
         self._used = {}
         for protocol in args.protocols:
             if args.leave_out and not find_protocol(protocol).grouped:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from shared.nn.transform import Transform
+from shared.recipes.preprocessing import read_description
 from shared.store.place import Place
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
 from shared.store.tables import FailureRow
 
 OPEN_PACKS = 8        # a thread
@@ -82,7 +82,7 @@ class StoreVideos(Videos):
     def __init__(self, store: Place):
         self.place, self.reader = store, StoreReader(store)
         index = self.reader.index
-        self.document = read_json(store / "store.json")
+        self.document = read_description(store)
         rgb = {name: index.pack_row(name).files["rgb/c.0.0.0.0"][1] for name in index.packs}
         self.items = [Item(index.id[i], index.path[i], index.class_name[i], index.split_text[i],
                            f"{rgb[index.pack[i]]:08x}:{index.first_frame[i]}:{index.frames[i]}")

@@ -19,10 +19,10 @@ from shared.cli import RequestError, nearest
 from shared.clips.index import ClipGeometry
 from shared.nn.distributed import World
 from shared.nn.transform import EDGE, Transform
+from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
 from shared.store.place import Place
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
 
 Window = tuple[int, int, int]      # a video's position in the index, its first frame looked at, and that after the last
 
@@ -101,7 +101,7 @@ def extract(encoder: Encoder, store: Place | str, split: str | None, view: View,
     StoreError for damage, naming pack and video.
     """
     reader = StoreReader(store)
-    index, document = reader.index, read_json(reader.store / "store.json")
+    index, document = reader.index, read_description(reader.store)
     positions = choose(index, split, flag)
     key = {"checkpoint": encoder.sha256, "backbone": encoder.net.name, "split": split, "setting": view.to_dict(),
            "store": {"index": index.generation, "recipe_hash": document["recipe_hash"]}}

@@ -21,9 +21,9 @@ from shared.cli import RequestError, plural
 from shared.datasets.catalog import ONE_SIDED
 from shared.nn import checkpoint
 from shared.pictures import figures
+from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
 from shared.store.place import Place
-from shared.store.record import read_json
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,15 @@ def run(request: Request) -> Result | None:
     scores = np.full((len(labelled), len(names)), -np.inf)
     scores[:, [names.index(name) for name in classifier.classes]] = labelled.vectors
     result = recognition(request.out, names, learnt, labelled.labels, scores)
-    state = checkpoint.read(request.out / FINETUNED)
-    trained = state["provenance"]["stores"][-1]
-    counts = {"train_videos": trained["videos"], "test_videos": len(labelled), "classes": len(learnt),
-              "unlabelled": trained["unlabelled"] + len(found) - len(labelled), "updates": state["provenance"]["step"],
-              "epochs": state["provenance"]["epoch"], "clips_per_video": test.clips, "crops": test.crops,
-              "looped": trained["short"] + found.looped}
+    path = request.out / FINETUNED
+    with checkpoint.well_formed(path):
+        state = checkpoint.read(path)
+        made, curve = state["provenance"], checkpoint.curve_of(state)
+        trained = made["stores"][-1]
+        counts = {"train_videos": int(trained["videos"]), "test_videos": len(labelled), "classes": len(learnt),
+                  "unlabelled": trained["unlabelled"] + len(found) - len(labelled), "updates": int(made["step"]),
+                  "epochs": int(made["epoch"]), "clips_per_video": test.clips, "crops": test.crops,
+                  "looped": trained["short"] + found.looped}
     if found.clips:
         counts |= {"clips_extracted": found.clips, "extraction_s": found.seconds}
     notes = []
@@ -103,13 +106,13 @@ def run(request: Request) -> Result | None:
     if counts["unlabelled"]:
         bare = plural(counts["unlabelled"], "video without a label is", "videos without a label are")
         notes.append(f"{bare} left out.")
-    shown = [_curve(request, state["curve"]), *result.figures] if len(state["curve"]) > 1 else result.figures
+    shown = [_curve(request, curve), *result.figures] if len(curve) > 1 else result.figures
     return dataclasses.replace(result, counts=counts, notes=notes, figures=shown)
 
 
 def _check_store(store: Place, train: str | None, test: str | None) -> tuple[list[str], np.ndarray]:
     """All classes' names, and those of the training videos; before hours are spent. Raises RequestError."""
-    index, names = Index.load(store), list(read_json(store / "store.json")["classes"])
+    index, names = Index.load(store), list(read_description(store)["classes"])
     samples = [Samples.of_split(index, split, flag) for split, flag in ((train, "--train-split"),
                                                                         (test, "--test-split"))]
     labels = [index.label[one.positions].astype(np.int64) for one in samples]

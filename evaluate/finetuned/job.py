@@ -85,7 +85,9 @@ class Job:
         if not path.exists():
             return None
         state = checkpoint.read(path, world.device, ("format", "request"))
-        if different := differences(state["request"], self.request):
+        with checkpoint.well_formed(path):
+            different = differences(state["request"], self.request)
+        if different:
             raise RequestError(f"{path} was made from another request: {'; '.join(different)}; use its settings or "
                                "another --out")
         return state
@@ -95,7 +97,7 @@ class Job:
         return Classifier(backbone, self.data.classes)
 
     def classifier(self, backbone: dict, head: dict) -> Classifier:
-        """In eval mode, with these weights."""
+        """In eval mode, with these weights, of finetuned.pt or just trained."""
         net = self.encoder.net
         made = self.build(build_backbone(net.name, net.width, net.eps))
         made.backbone.load_state_dict(backbone)
@@ -135,10 +137,13 @@ class Job:
         with together(world):
             state = self.find(out / TRAINING, world)
             if state:
-                checkpoint.load_weights(model, state["classifier"], out / TRAINING)
-                optimizer.load_state_dict(state["optimizer"])
-                sampler.load_state_dict(state["sampler"])
-                curve, first = state["curve"], state["step"]
+                with checkpoint.well_formed(out / TRAINING):
+                    checkpoint.load_weights(model, state["classifier"], out / TRAINING)
+                    checkpoint.load_optimizer(optimizer, state["optimizer"], out / TRAINING)
+                    sampler.load_state_dict(state["sampler"])
+                    curve, first = checkpoint.curve_of(state), state["step"]
+                    if type(first) is not int or not 0 <= first <= schedule.steps or len(curve) != first:
+                        raise ValueError(f"update {first!r} of {schedule.steps}, and {len(curve)} on its curve")
         net = parallel(model, world)
         control = dist.new_group(backend="gloo") if world.size > 1 else None
         progress = Progress("finetune", schedule.steps - first) if world.main else None

@@ -12,10 +12,10 @@ from evaluate.folds import Samples
 from shared.clips.data import ClipData, Sample
 from shared.clips.index import Box, ClipGeometry
 from shared.clips.sampling import VIEW, draw_augment, draw_box, generator
+from shared.recipes.preprocessing import read_description
 from shared.recipes.pretraining import Augment
 from shared.store.place import Place
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
 
 NO_COLOURS = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, jitter_p=0.0, grey_p=0.0, blur_p=0.0,
                   blur_min=0.1, blur_max=0.1)
@@ -47,7 +47,7 @@ class LabelledClips(ClipData):
         self.classes = list(samples.classes)
 
     def _choose(self, reader: StoreReader, split: str | None) -> tuple[np.ndarray, dict]:
-        document, positions = read_json(reader.store / "store.json"), self.samples.positions
+        document, positions = read_description(reader.store), self.samples.positions
         short = int((reader.index.frames[positions] < self.geometry.span).sum())
         return positions, {"store": str(reader.store), "dataset": document["dataset"],
                            "recipe_hash": document["recipe_hash"], "index": reader.index.generation,

@@ -12,12 +12,13 @@ from evaluate.folds import Samples
 from evaluate.settings import Finetune, RunEvaluation
 from shared.cli import RequestError, Stopped, plural
 from shared.datasets.catalog import ONE_SIDED
+from shared.nn import checkpoint
 from shared.nn.distributed import World
 from shared.nn.layers import Backbone
 from shared.nn.together import lost_peer, together
+from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
-from shared.store.place import Place, as_place
-from shared.store.record import read_json
+from shared.store.place import Place
 
 
 def train_supervised(encoder: Encoder, store: Place | str, split: str | None, settings: Finetune, view: View,
@@ -39,7 +40,7 @@ def train_supervised(encoder: Encoder, store: Place | str, split: str | None, se
                             settings.aspect_max)
         if samples is None:
             samples = Samples.of_split(Index.load(store), split)
-        settings = dataclasses.replace(settings, flip=flips(settings, read_json(as_place(store) / "store.json")))
+        settings = dataclasses.replace(settings, flip=flips(settings, read_description(store)))
         data = LabelledClips(store, samples, cropping, settings.flip, seed)
         check_batch(settings, data, world)
         job = Job(encoder, data, split, settings, view, seed, min(settings.bn_group, settings.batch // world.size))
@@ -53,7 +54,8 @@ def carry_out(job: Job, run: RunEvaluation, world: World, out: Path) -> Classifi
         for stale in (*out.glob(".*.partial"), *([out / TRAINING] if held else [])) if world.main else ():
             stale.unlink(missing_ok=True)         # what a killed run left half-written, or no longer needs
     if held:
-        return job.classifier(held["backbone"], held["head"]).to(world.device)
+        with checkpoint.well_formed(out / FINETUNED):
+            return job.classifier(held["backbone"], held["head"]).to(world.device)
     try:
         return job.train(run, world, out)
     except RuntimeError as error:

@@ -20,9 +20,9 @@ from evaluate.frozen.softmax import softmax_scores
 from evaluate.protocol import Request, Result, Table
 from shared.cli import RequestError, plural
 from shared.datasets.vidsitu import EVENT_S, EVENTS, read_verbs
+from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
 
 TOP = 5             # verbs that an answer holds
 AGREE = 2           # annotators who must have named a verb for it to count in recall
@@ -147,7 +147,7 @@ def _effort(clips: int, seconds: float) -> dict:
 def _vectors(request: Request, encoder: Encoder, reader: StoreReader, view: View, split: str,
              items: np.ndarray) -> Collected:
     index, settings = reader.index, request.settings.run
-    document = read_json(reader.store / "store.json")
+    document = read_description(reader.store)
     key = {"checkpoint": encoder.sha256, "backbone": encoder.net.name, "split": split,
            "setting": {**view.to_dict(), "window": f"{len(EVENTS)} events of {EVENT_S:g} s"},
            "store": {"index": index.generation, "recipe_hash": document["recipe_hash"]}}

@@ -25,9 +25,9 @@ from evaluate.protocol import Figure, Request, Result, Table
 from evaluate.recognition import check_classes
 from shared.cli import RequestError, plural
 from shared.pictures import figures
+from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
 
 SUPERVISED, PRIOR = "supervised", "prior"
 PROBE = "probe"                   # a png, and an npz of what it shows
@@ -47,7 +47,7 @@ def run(request: Request) -> Result | None:
     index = Index.load(request.store)
     train, test = choose(index, request.train_split), choose(index, request.test_split)
     check_synthetic(index, np.concatenate([train, test]))
-    check_classes(index.label[train], index.label[test], read_json(index.store / "store.json")["classes"],
+    check_classes(index.label[train], index.label[test], read_description(index.store)["classes"],
                   f"split {request.train_split!r}", f"split {request.test_split!r}")
     if len(test) < 2:
         raise RequestError(f"--test-split {request.test_split!r} holds one video; the background retrieval asks for "

@@ -27,10 +27,10 @@ from shared.clips.sampling import VIEW, draw_augment, draw_box, generator
 from shared.clips.views import augment, motion_target
 from shared.nn.distributed import World, gather
 from shared.nn.layers import Backbone
+from shared.recipes.preprocessing import read_description
 from shared.saliency import aligned_map, differentiate, grad_cam
 from shared.store.place import Place
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
 
 FORMAT = 1        # of the cached maps: another formula, another number
 BOX = 4           # numbers of a box, before the three maps in a cached row
@@ -86,7 +86,7 @@ def clip_maps(encoder: Encoder, store: Place | str, positions: np.ndarray, view:
     Raises RequestError for what has no maps, and for fewer than two clips, whose aligned map would be zero.
     """
     reader = StoreReader(store)
-    index, document = reader.index, read_json(reader.store / "store.json")
+    index, document = reader.index, read_description(reader.store)
     clips = [(int(position), numbers) for position in positions for numbers in clip_numbers(view, index, position)]
     if len(clips) < 2:
         raise RequestError(f"{len(clips)} clip of {label or store}; the aligned map takes its BN statistics over two "

@@ -17,10 +17,11 @@ from shared.cli import Progress, RequestError, plural
 from shared.clips.sampling import overlaps
 from shared.datasets.truth import load_truth, truth_path
 from shared.motion import motion_map
+from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
 from shared.store.place import Place
 from shared.store.reader import StoreReader
-from shared.store.record import read_json, read_records
+from shared.store.record import read_records
 
 STILL = 0.01       # px/frame per px: below it the truth's float16 flow moves by rounding
 SYNTHETIC = "synthetic"
@@ -37,7 +38,7 @@ class Truth:
 
 def check_synthetic(index: Index, positions: np.ndarray) -> None:
     """Raises RequestError where classes and groups are not those of the synthetic set: motions and backgrounds."""
-    dataset = read_json(index.store / "store.json")["dataset"]
+    dataset = read_description(index.store)["dataset"]
     bare = sum(not index.group[i] or index.label[i] < 0 for i in positions)
     if dataset != SYNTHETIC:
         raise RequestError(f"controls: {index.store} holds {dataset}; expected the synthetic set, whose classes are "
@@ -99,7 +100,7 @@ class Clips:
 def read_truth(reader: StoreReader, root: Path, clips: Clips, grid: tuple[int, int, int], cache: FeatureCache,
                label: str) -> Truth:
     """The clips' truth, from the cache or computed. grid: (T', h', w')."""
-    index, document = reader.index, read_json(reader.store / "store.json")
+    index, document = reader.index, read_description(reader.store)
     key = {"truth": 1, "still": STILL, "clips": clips.digest(), "grid": list(grid),
            "store": {"index": index.generation, "recipe_hash": document["recipe_hash"]}}
     shape = (len(clips.positions), 2, clips.numbers.shape[1], *grid)

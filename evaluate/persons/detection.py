@@ -21,9 +21,9 @@ from evaluate.protocol import Figure, Request, Result, Table
 from shared.cli import RequestError, plural
 from shared.datasets.ava import Annotations, read_annotations, read_persons
 from shared.pictures.figures import save
+from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
 
 ROWS = 4096     # vectors that go through the layer at once
 
@@ -162,7 +162,7 @@ def _figures(request: Request, reader: StoreReader, said: Annotations, asked: Pl
 
 def _features(request: Request, encoder: Encoder, reader: StoreReader, view: KeyframeView, split: str,
               placed: Placed) -> Collected:
-    document = read_json(reader.store / "store.json")
+    document = read_description(reader.store)
     key = {"checkpoint": encoder.sha256, "backbone": encoder.net.name, "split": split,
            "setting": {**view.to_dict(), "boxes": placed.digest()},
            "store": {"index": reader.index.generation, "recipe_hash": document["recipe_hash"]}}

@@ -24,8 +24,8 @@ from shared.clips.loader import Batch
 from shared.clips.sampling import draw_box
 from shared.nn.layers import Backbone
 from shared.nn.together import together
+from shared.recipes.preprocessing import read_description
 from shared.store.place import Place
-from shared.store.record import read_json
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def train_persons(request: Request, placed: Placed, actions: tuple[str, ...], vi
     settings = replace(request.settings.finetune, rand_n=0)
     size = view.short_edge
     with together(request.world):
-        settings = replace(settings, flip=flips(settings, read_json(request.store / "store.json")))
+        settings = replace(settings, flip=flips(settings, read_description(request.store)))
         cropping = Cropping(view.geometry, settings.area_min, settings.area_max, settings.aspect_min,
                             settings.aspect_max)
         data = PersonClips(request.store, PersonSamples.of(placed, request.train_split, actions), view, cropping,

@@ -27,13 +27,12 @@ from shared.clips.sampling import (
     partnered,
 )
 from shared.motion import CELL, s_motion
-from shared.recipes.preprocessing import pack_recipe_hash
+from shared.recipes.preprocessing import pack_recipe_hash, read_description
 from shared.recipes.pretraining import Augment, Maclr, Sampling
 from shared.store.index import Index
 from shared.store.layout import StoreError, clip_arrays, damage_stops
 from shared.store.place import Place, as_place
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
 
 MAX_OPEN = 64  # packs that a worker keeps open, all stores together
 DEFAULT_SPLITS = "train", "train1"  # docs/method.md 1.6: the training list; UCF101 and HMDB51 have three
@@ -108,7 +107,7 @@ class ClipData:
             raise RequestError(f"{store} has no {asked}; it has {', '.join(index.splits) or 'none'}: choose by --split")
         positions = index.in_split(name)
         enough = index.frames[positions] >= self.span
-        document = read_json(reader.store / "store.json")
+        document = read_description(reader.store)
         positions, undivided = positions[enough], 0
         kinds = np.stack([index.frames[positions], index.fps[positions]])
         for (frames, fps), count in zip(*(a.T for a in np.unique(kinds, axis=1, return_counts=True))):

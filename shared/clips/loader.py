@@ -73,6 +73,9 @@ class Sampler:
             if state[what] != getattr(self, what):
                 raise RequestError(f"the checkpoint's order is of {what} {state[what]}, this run has "
                                    f"{getattr(self, what)}; expected the same data, batch and seed")
+        if any(type(state[what]) is not int or not 0 <= state[what] < 2 ** 31 for what in ("epoch", "step")):
+            raise RequestError(f"the checkpoint's order is at epoch {state['epoch']!r}, step {state['step']!r}; "
+                               "expected whole numbers: take another checkpoint")
         self.epoch, self.step = state["epoch"], state["step"]
 
 

@@ -201,6 +201,24 @@ def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
     module.load_state_dict(weights)
 
 
+def curve_of(state: dict) -> list[list]:
+    """Rows (update, loss, accuracy) of a fine-tuning, in `well_formed`."""
+    return [[int(update), float(loss), float(accuracy)] for update, loss, accuracy in state["curve"]]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
+    """SGD's momenta from a file, in `well_formed`; rates and all other numbers stay the optimizer's own. Raises
+    RequestError."""
+    groups = [{**group, "params": None} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, groups):      # numbers are the request's, whatever the file says
+        group.update({**own, "params": group["params"]})
+    for parameter, held in optimizer.state.items():
+        if (momentum := held.get("momentum_buffer")) is not None and momentum.shape != parameter.shape:
+            raise RequestError(f"{path}: a momentum buffer is {tuple(momentum.shape)}, expected "
+                               f"{tuple(parameter.shape)}; take another checkpoint")
+
+
 def _check_shapes(module: torch.nn.Module, weights: dict, path: Path) -> None:
     wanted = module.state_dict()
     off = sorted(wanted.keys() ^ weights.keys(), key=str)

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from shared.cli import RequestError, nearest
 from shared.clips.index import ClipGeometry
-from shared.recipes.settings import apply_settings, build, follow, kept, late, load_document, recorded, spelt
+from shared.recipes.settings import apply_settings, build, follow, kept, known, late, load_document, recorded, spelt
+from shared.store.layout import FORMAT, StoreError
+from shared.store.place import Place, as_place
+from shared.store.record import read_json
 
 MAX_WINDOW = 4096  # frames: 3 GB of 256x340 pixels with their flow
 
@@ -158,6 +161,36 @@ def pack_recipe_hash(recipe: dict) -> str:
     return recipe_hash({**recipe, "clips": clips})
 
 
+def read_description(store: Place) -> dict:
+    """store.json, every value of the kind and range that readers count on, whoever wrote it. Raises FileNotFoundError,
+    StoreError naming the key, and RequestError for another format."""
+    path = as_place(store) / "store.json"
+    document = read_json(path)
+    if fault := description_fault(document):
+        if fault.startswith("format "):
+            raise RequestError(f"{store} has {fault}: it was made by another version")
+        raise StoreError(f"{path}: {fault}")
+    return document
+
+
+def description_fault(document: dict) -> str:
+    """What no store.json of this format says, "" for a good one. Settings that only a later version knows are its own
+    to judge."""
+    if type(document.get("format")) is not int or document["format"] != FORMAT:
+        return f"format {repr(document.get('format'))[:60]}, expected {FORMAT}"
+    classes = document.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "classes is no list of names"
+    for key in ("dataset", "recipe_hash"):
+        if not isinstance(document.get(key), str):
+            return f"{key} is no text"
+    try:
+        _check_recipe(build(Recipe, known(Recipe, document.get("recipe")), ""))
+    except (RequestError, RecursionError) as error:
+        return f"recipe: {str(error).replace(' from pipelines.yaml', '')}"
+    return ""
+
+
 def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequence[str] = (),
                   path: Path | None = None, stored: dict | None = None) -> Pipeline:
     """The preset of `dataset` with `key=value` settings laid over it.
@@ -196,16 +229,31 @@ def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequ
 
 
 def _check(pipeline: Pipeline) -> None:
-    r = pipeline.recipe
     if pipeline.run.window > MAX_WINDOW:
         raise RequestError(f"run.window is {pipeline.run.window}; expected at most {MAX_WINDOW} frames")
-    positive = {"frames.short_side": r.frames.short_side, "clips.step": r.clips.step, "packs.videos": r.packs.videos,
-                "packs.frames": r.packs.frames, "motion.window": r.motion.window, "run.window": pipeline.run.window}
+    positive = {"run.window": pipeline.run.window}
     if pipeline.preset.generate:
         positive |= {f"generate.{k}": v for k, v in dataclasses.asdict(pipeline.preset.generate).items() if k != "seed"}
-    for key, value in positive.items():
-        if value < 1:
-            raise RequestError(f"{key} is {value}; expected at least 1")
+    _check_positive(positive)
+    run = pipeline.run
+    for key, value in {"threads": run.threads, "time_limit_s": run.time_limit_s, "memory_gb": run.memory_gb,
+                       "retries": run.retries}.items():
+        if value < 0:
+            raise RequestError(f"run.{key} is {value}; expected 0 or more")
+    if not 0 < run.gpus_per_task or run.gpus_per_task > 1 and run.gpus_per_task % 1:
+        raise RequestError(f"run.gpus_per_task is {run.gpus_per_task}; expected a fraction of one GPU, or whole GPUs")
+    _check_recipe(pipeline.recipe)
+
+
+def _check_positive(values: dict[str, int]) -> None:
+    for key, value in values.items():
+        if value < 1 or value >= 2 ** 31:
+            raise RequestError(f"{key} is {value}; expected {'at least 1' if value < 1 else 'less than 2,147,483,648'}")
+
+
+def _check_recipe(r: Recipe) -> None:
+    _check_positive({"frames.short_side": r.frames.short_side, "clips.step": r.clips.step,
+                     "packs.videos": r.packs.videos, "packs.frames": r.packs.frames, "motion.window": r.motion.window})
     if r.frames.multiple != 8:
         raise RequestError(f"frames.multiple is {r.frames.multiple}; the store's map cells are 8x8 pixels: expected 8")
     if r.frames.short_side < 16:
@@ -214,13 +262,6 @@ def _check(pipeline: Pipeline) -> None:
         raise RequestError(f"motion.border_px is {r.motion.border_px}; expected 0 to under half of frames.short_side")
     if not 1 <= r.packs.jpeg_quality <= 100:
         raise RequestError(f"packs.jpeg_quality is {r.packs.jpeg_quality}; expected 1 to 100")
-    run = pipeline.run
-    for key, value in {"threads": run.threads, "time_limit_s": run.time_limit_s, "memory_gb": run.memory_gb,
-                       "retries": run.retries}.items():
-        if value < 0:
-            raise RequestError(f"run.{key} is {value}; expected 0 or more")
-    if not 0 < run.gpus_per_task or run.gpus_per_task > 1 and run.gpus_per_task % 1:
-        raise RequestError(f"run.gpus_per_task is {run.gpus_per_task}; expected a fraction of one GPU, or whole GPUs")
     for key, value, choices in (("motion.derivative", r.motion.derivative, ("central", "prewitt")),
                                 ("frames.reading", r.frames.reading, (1, 2)),
                                 ("motion.combine", r.motion.combine, ("root", "sum"))):

@@ -66,6 +66,14 @@ def spelt(cls: type, tree: dict) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(build(cls, tree, ""))))
 
 
+def known(cls: type, tree):
+    """A written recipe without the settings that only a later version knows."""
+    if not isinstance(tree, dict) or not dataclasses.is_dataclass(cls):
+        return tree
+    hints = typing.get_type_hints(cls)
+    return {key: known(hints[key], value) for key, value in tree.items() if key in hints}
+
+
 def telling(trees: typing.Iterable[dict]) -> set[str]:
     """The `section.key`s in which some of these trees differ."""
     leaves = [{f"{section}.{key}": json.dumps(value) for section, values in tree.items() if isinstance(values, dict)

@@ -78,7 +78,10 @@ def parse_json(data: bytes, name) -> dict:
     tail = _TAIL.fullmatch(data[-_TAIL_SIZE:])
     if not tail or crc_text(crc32c(data[:-_TAIL_SIZE])) != tail[1].decode():
         raise StoreError(f"{name}: does not match its checksum; it was damaged or edited by hand")
-    document = json.loads(data)
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:        # a number of 10,000 digits, brackets a thousand deep
+        raise StoreError(f"{name}: holds no JSON that can be read ({type(error).__name__})") from error
     del document["crc32c"]
     return document
 

@@ -5,15 +5,14 @@ import pytest
 
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.motion import t_motion
-from shared.recipes.preprocessing import pack_recipe_hash, recipe_hash
+from shared.recipes.preprocessing import load_pipeline, pack_recipe_hash, recipe_hash
 from shared.store.index import publish
 from shared.store.packs import PackWriter
 from shared.store.record import write_json_atomic
 from shared.store.tables import VideoRow
 
 FRAME = 64, 80
-RECIPE = {"flow": {"backend": "cpu", "preset": "default"}, "motion": {"border_px": 8},
-          "clips": {"geometries": ["8x2"], "step": 4}, "packs": {"jpeg_quality": 85, "edges": False, "flow": False}}
+RECIPE = load_pipeline("folder", None, ["backend=cpu", "geometries=8x2"]).recipe.to_dict()
 
 
 @pytest.fixture(scope="session")

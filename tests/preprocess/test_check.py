@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,13 @@ import pytest
 
 from preprocess.check import check_store, main
 from shared.cli import RequestError
-from shared.recipes.preprocessing import recipe_hash
+from shared.recipes.preprocessing import read_description, recipe_hash
+from shared.store.chunks import crc32c
 from shared.store.committed import load_pack, sweep_partials
 from shared.store.index import FailureRow, Index, publish, write_failures
-from shared.store.layout import document_bytes, group_document
+from shared.store.layout import StoreError, crc_text, document_bytes, group_document
 from shared.store.lock import store_lock
-from shared.store.record import read_json, write_json_atomic, write_record
+from shared.store.record import parse_json, read_json, write_json_atomic, write_record
 from shared.store.verify import ROOT, read_root, seal_attributes
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -179,6 +181,34 @@ def test_a_label_outside_the_classes(store):
     rows = index.rows()
     publish(store, index.pack_rows(), [replace(rows[0], label=1, class_name="jump"), *rows[1:]])
     assert any("label 1 and class 'jump'" in line for line in check_store(store).problems)
+
+
+@pytest.mark.parametrize("where, value, said", [
+    ("classes", None, "classes is no list of names"), ("classes", ["a", 1], "classes is no list of names"),
+    ("dataset", 7, "dataset is no text"), ("recipe_hash", [], "recipe_hash is no text"),
+    ("recipe", [], "recipe: recipe"),
+    ("recipe.clips", None, "recipe: clips is None"), ("recipe.clips.step", 0, "recipe: clips.step is 0"),
+    ("recipe.clips.step", 10 ** 40, "recipe: clips.step is 1"), ("recipe.clips.geometries", [], "geometries is empty"),
+    ("recipe.clips.geometries", ["x"], "clip geometry 'x'"), ("recipe.flow.backend", {}, "recipe: flow.backend is {}"),
+    ("recipe.frames.short_side", "\n" * 9, "recipe: frames.short_side is"), ("format", "1", "format '1', expected 1")])
+def test_a_store_json_that_is_sealed_and_wrong(store, where, value, said):
+    """Whoever wrote it: one line, in the check and wherever it is read."""
+    document = read_json(store / "store.json")
+    part, keys = document, where.split(".")
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    write_json_atomic(store / "store.json", document)
+    problems = [line for line in check_store(store).problems if line.startswith("store.json: ")]
+    assert len(problems) == 1 and said in problems[0] and "\n" not in problems[0]
+    with pytest.raises(RequestError if where == "format" else StoreError, match=re.escape(said)):
+        read_description(store)
+
+
+@pytest.mark.parametrize("body", [b'{\n "a": ' + b"[" * 100_000, b'{\n "a": ' + b"9" * 10_000])
+def test_json_that_no_reader_takes(body):
+    with pytest.raises(StoreError, match="holds no JSON that can be read"):
+        parse_json(body + b',\n "crc32c": "%s"\n}\n' % crc_text(crc32c(body)).encode(), "a.json")
 
 
 def test_another_format(store):

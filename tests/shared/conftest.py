@@ -7,7 +7,7 @@ import pytest
 
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.motion import t_motion, zero_border
-from shared.recipes.preprocessing import pack_recipe_hash, recipe_hash
+from shared.recipes.preprocessing import load_pipeline, pack_recipe_hash, recipe_hash
 from shared.recipes.pretraining import Augment, Maclr, Sampling
 from shared.store.index import publish
 from shared.store.packs import PackWriter
@@ -51,9 +51,9 @@ def write_clip_store():
     def write(path, videos, geometries=("4x2",), step=2, fps=0.0, second=None):
         second = second or {}
         kept = {name: any(name in arrays for arrays in second.values()) for name in ("edges", "flow")}
-        recipe = {"flow": {"backend": "cpu"}, "motion": {"border_px": 8},
-                  "clips": {"geometries": list(geometries), "step": step},
-                  "packs": {"jpeg_quality": 85, **kept}}
+        recipe = load_pipeline("folder").recipe.to_dict()
+        recipe |= {"flow": recipe["flow"] | {"backend": "cpu"},
+                   "clips": {"geometries": list(geometries), "step": step}, "packs": recipe["packs"] | kept}
         parsed, packs, rows = [ClipGeometry.parse(text) for text in geometries], [], []
         for size in sorted({rgb.shape[1:3] for rgb, _, _ in videos.values()}):
             writer = PackWriter(path, "p{}x{}".format(*size), size, geometries=parsed, **kept,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shared.clips.index import ClipGeometry, ClipIndex
-from shared.recipes.preprocessing import pack_recipe_hash, recipe_hash
+from shared.recipes.preprocessing import load_pipeline, pack_recipe_hash, recipe_hash
 from shared.store.index import VideoRow, publish, write_failures
 from shared.store.packs import PackWriter
 from shared.store.record import write_json_atomic, write_record
@@ -37,8 +37,10 @@ class Maker:
     @property
     def recipe(self) -> dict:
         """What a recipe says of packs."""
-        return {"flow": {"backend": "cpu"}, "clips": {"geometries": [str(g) for g in self.geometries], "step": 2},
-                "packs": {"jpeg_quality": 85, "edges": self.edges, "flow": self.flow}}
+        recipe = load_pipeline("folder").recipe.to_dict()
+        return recipe | {"flow": recipe["flow"] | {"backend": "cpu"},
+                         "clips": {"geometries": [str(g) for g in self.geometries], "step": 2},
+                         "packs": recipe["packs"] | {"edges": self.edges, "flow": self.flow}}
 
     def describe(self, store, **changes):
         """Write store.json."""
