@@ -27,6 +27,7 @@ LEADING_PACKETS = 1000  # before the first good frame: more than any usual dista
 READ_ERRORS = 100  # of the container, one after another, before it counts as read
 COUNTED_BYTES = 1 << 24  # of a file whose packets are counted; what lies beyond is estimated
 SAME_TIME = 0.9  # of the fullest stream's seconds
+LENIENT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}  # PyAV 19 never raises
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
@@ -104,8 +105,7 @@ def _opened(path) -> Iterator[av.container.InputContainer]:
         raise VideoError("empty file (0 bytes)", "open")
     try:
         # `file:` and the whitelist: neither a name nor a playlist inside the file may lead to the network.
-        container = av.open(f"file:{os.fspath(path)}", metadata_errors="replace",
-                            container_options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{os.fspath(path)}", container_options={"protocol_whitelist": "file"}, **LENIENT)
     except PermissionError as error:
         raise VideoError(f"cannot be opened: {words(error)}", "open") from error
     except av.error.FFmpegError as error:

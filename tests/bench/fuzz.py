@@ -27,6 +27,7 @@ import av
 
 from shared.store.index import Index, read_failures
 from shared.videos.isolate import ChildProcess, Died
+from shared.videos.streams import LENIENT
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 FRAMES, SIDE, LARGEST = 48, 96, 400_000   # of a source: frames, px high, bytes
@@ -47,7 +48,7 @@ PATIENCE_S = 3600
 def encoded(source: Path, path: Path, codec: str) -> Path:
     """The first frames of a real video, small, by another codec."""
     pix_fmt = {"mjpeg": "yuvj420p", "ffv1": "yuv420p"}.get(codec, "yuv420p")
-    with av.open(str(source), metadata_errors="ignore") as old, av.open(str(path), "w") as new:
+    with av.open(str(source), **LENIENT) as old, av.open(str(path), "w") as new:
         stream = new.add_stream(codec, rate=25, options=QUIET.get(codec, {}))
         stream.codec_context.thread_count, stream.codec_context.gop_size = 1, 16
         for number, frame in zip(range(FRAMES), old.decode(video=0)):
@@ -63,7 +64,7 @@ def encoded(source: Path, path: Path, codec: str) -> Path:
 
 def remuxed(source: Path, path: Path) -> Path:
     """The first packets of a real video in another container."""
-    with av.open(str(source), metadata_errors="ignore") as old, av.open(str(path), "w") as new:
+    with av.open(str(source), **LENIENT) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
         for _, packet in zip(range(FRAMES), old.demux(video=0)):
             if packet.dts is not None:
@@ -81,7 +82,7 @@ def sources(data: Path, folder: Path, rng: random.Random) -> list[Path]:
             for number, source in enumerate(rng.sample(real, 2)):
                 found.append(encoded(source, folder / f"{codec}{number}.{container}", codec))
     for source in rng.sample(real, 12):
-        with av.open(str(source), metadata_errors="ignore") as container:
+        with av.open(str(source), **LENIENT) as container:
             codec = container.streams.video[0].codec_context.name
         for kind in COPIED.get(codec, ()):
             try:
@@ -185,7 +186,7 @@ def plain_count(path: Path) -> tuple[int, str]:
     """Frames of the first video stream that plain PyAV decodes before the first error, and that error."""
     frames = 0
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with av.open(f"file:{path}", **LENIENT) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "NONE"
             for _ in container.decode(stream):
