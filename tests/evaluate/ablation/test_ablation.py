@@ -405,7 +405,7 @@ def test_killed_and_run_again_it_ends_in_the_tables(store, tmp_path, capsys):
     there = 1 + (out / "results/mcl-seed3/linear/metrics.json").exists()
     assert ablation.main(argv) == cli.DONE
     said = capsys.readouterr().out
-    assert f"{there} there before" in said and "Table 1" in said and "mcl less untrained" in said
+    assert f"{there} there before" in said and "Side by side" in said and "mcl less untrained" in said
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, 13))
     assert (out / "logs/mcl-seed3.log").read_text().count("train/main.py --pipeline mcl-tiny") == trainings
@@ -414,7 +414,7 @@ def test_killed_and_run_again_it_ends_in_the_tables(store, tmp_path, capsys):
     assert document["metrics"]["untrained/linear/top1"] == 100 and document["spread"]["mcl/linear/top1"] is None
     assert document["runs"][1]["training"]["steps"] == 12
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png") == 1 and "Table 2" in page and "Small nets" in page
+    assert page.count("data:image/png") == 1 and "Side by side" in page and "Small nets" in page
     start, (trained, _) = open_encoder("random:r2plus1d_tiny:3").net, load_backbone(out / "runs/mcl-seed3/last.pt")
     assert all(torch.allclose(value, trained.get_parameter(name), rtol=0, atol=1e-20)
                for name, value in start.named_parameters())
