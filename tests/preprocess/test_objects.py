@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import s3fs
 
 from preprocess import check, reindex, run, show
 from preprocess import session as sessions
@@ -56,9 +57,10 @@ def store(bucket):
 
 
 @pytest.fixture(scope="module")
-def objects(small_videos):
+def objects(small_videos, s3_server):
     """The objects of a finished run."""
-    store = as_place("memory://finished/store")
+    s3fs.S3FileSystem().mkdir("finished")
+    store = as_place("s3://finished/store")
     assert preprocess(small_videos, store) == 0
     return {name: (store / name).read_bytes() for name in store.find()}
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_240_000_videos_page_sort_and_search(browser, tmp_path):
     groups = by_class(index, numbers.motion)
     empty = np.zeros(0, np.float32)
     census = StorePicture("k400", [], empty, empty, index.frames, 31, [], [], [], [])
-    write.shutil.copytree(write.SITE, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(write.SITE, tmp_path, dirs_exist_ok=True)
     (tmp_path / "data").mkdir()
     write.write_rows(tmp_path / "data", index, numbers.motion, found, list(groups))
     write.script(tmp_path / "data/store.js", "store",
