@@ -283,7 +283,7 @@ def test_a_store_of_before_reads_files_by_its_own_rules(tmp_path, capsys):
     assert preprocess(videos, tmp_path / "old", *quick) == 0
     assert "nothing asks for another: frames.reading=1, frames.square_pixels=false" in capsys.readouterr().out
     assert read_json(tmp_path / "old/store.json")["recipe_hash"] == before["recipe_hash"]
-    with pytest.raises(RequestError, match="frames.square_pixels: stored None, asked True"):
+    with pytest.raises(RequestError, match="frames.square_pixels: stored False, asked True"):
         preprocess(videos, tmp_path / "old", *quick, "--set", "square_pixels=true")
     assert preprocess(videos, tmp_path / "new", *quick) == 0
     assert read_json(tmp_path / "new/store.json")["recipe"]["frames"]["square_pixels"] is True
