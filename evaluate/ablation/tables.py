@@ -49,8 +49,8 @@ PAIRS = (("mcl", "seco-ta-sa"), ("mcl", "seco"), ("seco-ta-sa", "seco"), ("seco-
 
 @dataclass(frozen=True)
 class Scores:
-    """values: column -> row -> seed -> percent; chance: column -> percent, where it is known; seeds: all asked for;
-    paper: row -> percent, beside PAPER_COLUMN."""
+    """values: column -> row -> seed -> score, as in metrics.json: percent, or hundredths of a correlation; chance:
+    column -> score, where it is known; seeds: all asked for; paper: row -> percent, beside PAPER_COLUMN."""
 
     values: Mapping[str, Mapping[str, Mapping[int, float]]]
     chance: Mapping[str, float]
