@@ -28,7 +28,7 @@ import torch.distributed as dist
 from shared import cli
 from shared.cli import Progress, RequestError, Stopped, duration, plural, size
 from shared.clips.data import ClipData
-from shared.clips.loader import Loader, Sampler, worker_count
+from shared.clips.loader import Loader, Sampler, fitting, worker_count
 from shared.clips.views import make_views
 from shared.datasets.catalog import ONE_SIDED
 from shared.nn import checkpoint
@@ -36,7 +36,7 @@ from shared.nn.backbones import build_backbone
 from shared.nn.distributed import World, close_world, open_world, parallel, reduce_logs
 from shared.nn.inflate import inflate
 from shared.nn.together import Interrupt, agree, every, lost_peer, raise_first, together
-from shared.recipes.pretraining import RunTraining
+from shared.recipes.pretraining import Pretraining, RunTraining
 from shared.recipes.training import Training, load_training
 from shared.schedule import Schedule
 from shared.store.place import store_argument
@@ -106,6 +106,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
     with together(world):
         data = ClipData(args.store, recipe.sampling, recipe.augment, args.split, recipe.optimise.seed,
                         motion=aligns(recipe.alignment), maclr=recipe.maclr)
+        check_batch(recipe, len(data), world)
         sampler = Sampler(len(data), recipe.optimise.batch, recipe.optimise.seed, world.rank, world.size)
         schedule = Schedule.of(recipe.optimise, sampler.steps)
         if recipe.model.init_head and not args.init and not (args.resume and os.path.lexists(args.out / LAST)):
@@ -204,6 +205,24 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
               f"memory   at most: {marks}\n"
               f"look at  {folder.last}, {args.out}/metrics.jsonl, `tensorboard --logdir {args.out}`")
     return cli.DONE
+
+
+def check_batch(recipe: Pretraining, videos: int, world: World) -> None:
+    """Raises RequestError where batch, videos, ranks and BN groups do not go together, with settings that do."""
+    batch, bn, asked = recipe.optimise.batch, recipe.contrast.bn, recipe.contrast.bn_group
+    split = bn == "split" or bn == "auto" and world.size == 1
+    fits, group = fitting(batch, max(2, asked) if split else 1, videos, world.size)
+    if fits == batch and (not split or group == asked):
+        return
+    what = f"optimise.batch is {batch} over {plural(world.size, 'process', 'processes')}" + (
+        f", contrast.bn_group {asked}" if split else "") + \
+        f", and {plural(videos, 'video is', 'videos are')} long enough for a clip"
+    if not fits:
+        raise RequestError(f"{what}; expected at least {2 * world.size if split else world.size}: bring more, or use "
+                           "fewer processes")
+    add = [f"--set batch={fits}"] * (fits != batch) + [f"--set bn_group={group}"] * (split and group != asked)
+    raise RequestError(f"{what}; expected no more than there are, in whole groups on every "
+                       f"process: add {' '.join(add)}")
 
 
 def build_learner(training: Training, init: Path | None, world: World) -> tuple[Learner, dict | None]:

@@ -11,6 +11,7 @@ from evaluate.finetuned.labelled import Cropping, LabelledClips
 from evaluate.folds import Samples
 from evaluate.settings import Finetune, RunEvaluation
 from shared.cli import RequestError, Stopped, plural
+from shared.clips.loader import fitting
 from shared.datasets.catalog import ONE_SIDED
 from shared.nn import checkpoint
 from shared.nn.distributed import World
@@ -71,11 +72,10 @@ def flips(settings: Finetune, document: dict) -> bool:
 
 def check_batch(settings: Finetune, data: LabelledClips, world: World) -> None:
     """Raises RequestError where the batch does not fit the videos, the ranks or the BN groups."""
-    batch, share = settings.batch, settings.batch // world.size
-    if len(data) < batch:
-        raise RequestError(f"finetune.batch is {batch}, and {data.samples.name} holds "
-                           f"{plural(len(data), 'labelled sample')}; expected at most that many: add --set "
-                           f"finetune.batch={max(2, len(data) // 2)}")
-    if batch % world.size or share < 2 or share % min(settings.bn_group, share):
-        raise RequestError(f"finetune.batch is {batch} over {plural(world.size, 'rank')}, finetune.bn_group "
-                           f"{settings.bn_group}; expected every rank to hold whole groups of at least 2")
+    fits, _ = fitting(settings.batch, settings.bn_group, len(data), world.size)
+    if fits != settings.batch:
+        raise RequestError(f"finetune.batch is {settings.batch} over {plural(world.size, 'process', 'processes')}, "
+                           f"finetune.bn_group {settings.bn_group}, and {data.samples.name} holds "
+                           f"{plural(len(data), 'labelled sample')}; expected no more than there are, in whole groups "
+                           "of at least 2 on every process: "
+                           + (f"add --set finetune.batch={fits}" if fits else "bring more, or use fewer processes"))

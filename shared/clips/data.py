@@ -3,9 +3,11 @@
 L frames at stride S, HxW pixels, hxw motion cells, V views (query first, then its keys).
 """
 
+import contextlib
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from shared.store.index import Index
 from shared.store.layout import StoreError, clip_arrays, damage_stops
 from shared.store.place import Place, as_place
 from shared.store.reader import StoreReader
+from shared.store.record import read_records
 
 MAX_OPEN = 64  # packs that a worker keeps open, all stores together
 DEFAULT_SPLITS = "train", "train1"  # docs/method.md 1.6: the training list; UCF101 and HMDB51 have three
@@ -53,6 +56,18 @@ class Sample:
     crops: list[np.ndarray]
     motion: np.ndarray | None
     inputs: list[np.ndarray]
+
+
+def _made(store: Place) -> str:
+    """What the run that made the store last was given: ` --videos DIR`, annotations, flow and settings; "" where no
+    record tells."""
+    with contextlib.suppress(StoreError, KeyError, ValueError, IndexError):
+        record = list(read_records(store).values())[-1]
+        words = shlex.split(record["command"])
+        given = [word for flag, value in zip(words, words[1:]) if flag in ("--annotations", "--flow", "--set")
+                 for word in (flag, value)]
+        return f" {shlex.join(['--videos', record['videos_root'], *given])}"
+    return ""
 
 
 class ClipData:
@@ -138,12 +153,12 @@ class ClipData:
             files = index.pack_row(pack).files
             if stored != "difference" and f"{stored}/zarr.json" not in files:        # first: clips can be added
                 raise RequestError(f"{store} keeps no {stored} (pack {pack}), which the motion pathway reads; make "
-                                   f"another store with `python -m preprocess.run --dataset {dataset} --store OTHER "
-                                   f"--recipe maclr --set {stored}=true --set geometries={self.geometry}`, or train "
-                                   "with --set motion_input=difference")
+                                   f"another store with `python -m preprocess.run --dataset {dataset}{_made(store)} "
+                                   f"--store {shlex.quote(f'{store}-{stored}')} --recipe maclr --set {stored}=true "
+                                   f"--set geometries={self.geometry}`, or train with --set motion_input=difference")
             if start.metadata_file not in files:
                 raise RequestError(f"{store} has no clips {self.geometry} (pack {pack}); add them with `python -m "
-                                   f"preprocess.reindex {store} --clips {self.geometry}`")
+                                   f"preprocess.reindex {shlex.quote(str(store))} --clips {self.geometry}`")
 
     def __len__(self) -> int:
         return len(self.videos)

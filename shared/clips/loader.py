@@ -26,6 +26,15 @@ PREFETCH = 2     # parts that each worker builds ahead
 PR_SET_PDEATHSIG = 1
 
 
+def fitting(batch: int, group: int, videos: int, ranks: int) -> tuple[int, int]:
+    """The batch nearest below `batch` that `videos` fill, with whole BN groups on every rank, and their size: `group`,
+    or what a rank has where that is less. group: 1 where BN is not split, else 2 at least, which may take a larger
+    batch. (0, 0) where nothing fits."""
+    share = max(min(batch, videos) // ranks, min(group, 2))
+    group = min(group, share)
+    return (share // group * group * ranks, group) if share * ranks <= videos else (0, 0)
+
+
 class Sampler:
     """Which videos the next global batch holds: every epoch a seeded permutation of all, cut into batches, and those
     into ranks. The global batches are the same for every world size. What is left of an epoch's last batch is dropped.
@@ -39,9 +48,8 @@ class Sampler:
             raise RequestError(f"optimise.batch is {batch} over {plural(world, 'rank')}; expected a multiple of "
                                f"{world}")
         if videos < batch:
-            fits = max(world, videos // world * world)
             raise RequestError(f"optimise.batch is {batch}, and {plural(videos, 'video is', 'videos are')} long enough "
-                               f"for a clip; expected at most that many: add --set batch={fits}")
+                               "for a clip; expected at most that many")
         self.videos, self.batch, self.seed, self.rank, self.world = videos, batch, seed, rank, world
         self.epoch = self.step = 0
         self._order = None, None

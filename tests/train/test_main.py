@@ -17,11 +17,15 @@ import pytest
 import torch
 
 from shared.cli import RequestError, Stopped, hold
+from shared.clips.loader import Sampler
 from shared.nn.backbones import build_backbone
 from shared.nn.checkpoint import load, load_backbone
+from shared.nn.distributed import World
+from shared.recipes.training import load_training
 from shared.schedule import Schedule
 from shared.store.index import Index
 from train import main
+from train.moco import KeyShuffle
 
 ROOT = Path(main.__file__).resolve().parents[1]
 TIMES = {"clips_per_s", "data_wait"}
@@ -140,7 +144,7 @@ def test_another_recipe_data_or_folder_is_refused(unbroken, store, tmp_path, qui
     (["--split", "test9"], "has no split 'test9'; it has test, train"),
     (["--set", "clip=8x4"], "preprocess.reindex"),
     (["--set", "batch=16"], "--set batch=8"),
-    (["--set", "bn_group=3"], "no multiple of contrast.bn_group"),
+    (["--set", "bn_group=3"], "--set batch="),
     (["--set", "backbone=r2plus1d_tin"], "did you mean 'r2plus1d_tiny'"),
     (["--init", "nowhere.pth"], "leave out --init"),
     (["--resume", "yes"], "invalid choice: 'yes'"),
@@ -433,3 +437,23 @@ def test_hand_made_checkpoints_are_not_resumed(unbroken, store, tmp_path, quiet_
         with pytest.raises(RequestError) as caught:
             train(store, run, "--resume", "auto")
         assert "last.pt" in str(caught.value) and "\n" not in str(caught.value), change.keys()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("bn", ["auto", "split", "none"])
+def test_a_batch_that_a_message_suggests_is_taken(ranks, bn):
+    """In one step: batch, ranks, BN groups and videos are looked at together."""
+    for videos, batch, group in ((7, 32, 8), (8, 64, 32), (30, 6, 4), (30, 4, 1), (5, 5, 2), (100, 7, 7), (3, 9, 8)):
+        settings, world = [f"batch={batch}", f"bn_group={group}", f"bn={bn}"], World(size=ranks)
+        try:
+            main.check_batch(load_training("moco-tiny", settings).recipe, videos, world)
+        except RequestError as error:
+            added = re.findall(r"--set (\S+)", str(error))
+            assert added or "bring more" in str(error) and videos < 2 * ranks
+            if not added:
+                continue
+            settings += added
+        recipe = load_training("moco-tiny", settings).recipe
+        main.check_batch(recipe, videos, world)
+        assert Sampler(videos, recipe.optimise.batch, world=ranks).steps
+        KeyShuffle.choose(bn, recipe.contrast.bn_group, recipe.optimise.batch // ranks, 0, world)

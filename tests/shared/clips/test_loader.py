@@ -75,7 +75,7 @@ def test_every_video_has_its_turn():
 def test_batches_that_cannot_be_are_refused():
     with pytest.raises(RequestError, match="optimise.batch is 9 over 2 ranks; expected a multiple of 2"):
         Sampler(30, 9, world=2)
-    with pytest.raises(RequestError, match="add --set batch=6"):
+    with pytest.raises(RequestError, match="7 videos are long enough for a clip; expected at most that many"):
         Sampler(7, 8, world=2)
     assert Sampler(7, 6, world=2).steps == 1
 
