@@ -10,6 +10,8 @@ SEED ?= 0
 VIDEOS ?= 96
 STEPS ?= 150
 ROWS ?= untrained,moco,mcl-v1
+# Of flow; empty: the recipe's.
+PRESET ?=
 
 ifeq ($(origin PY),command line)
 READY :=
@@ -30,7 +32,7 @@ $(VENV)/.ready-$(EXTRAS): setup.cfg constraints.txt
 demo:
 	$(PY) -m preprocess.run --dataset synthetic --videos $(DEMO)/videos --store $(DEMO)/store \
 		--set generate.videos=$(VIDEOS) --set generate.seed=$(SEED) --set textures=1 --set generate.frames=48 \
-		--set height=64 --set width=64
+		--set height=64 --set width=64 $(if $(PRESET),--set preset=$(PRESET))
 	$(PY) -m preprocess.check $(DEMO)/store
 	$(PY) -m preprocess.show $(DEMO)/store --out $(DEMO)/store.png
 	$(PY) -m preprocess.show $(DEMO)/store --video circle/circle_0001.mp4 --out $(DEMO)/video.png
