@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluate.features.encoders import Encoder
 from evaluate.features.extract import Features, View, choose, extract
 from evaluate.holdout import held_out
 from evaluate.protocol import Request
@@ -171,3 +172,31 @@ def check_apart(index: Index, train: str, test: str) -> None:
     if shared:
         raise RequestError(f"--train-split {train!r} and --test-split {test!r} share {plural(shared, 'video')} of "
                            f"{index.store}; expected splits that share none, such as train1 and test1")
+
+
+def left_out(asked: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Of `--leave-out group` and `--leave-out group=NAME`: `group` or None, and the NAMEs. Raises RequestError."""
+    names = [text.partition("=")[2] for text in asked if text != "group"]
+    for text in asked:
+        if text != "group" and (text.partition("=")[0] != "group" or not text.partition("=")[2]):
+            raise RequestError(f"--leave-out {text}; expected `group`, every group in turn, or group=NAME")
+    if len(set(asked)) < len(asked) or names and "group" in asked:
+        raise RequestError(f"--leave-out {' '.join(asked)}; expected `group` alone, or each group=NAME once")
+    return ("group" if "group" in asked else None), names
+
+
+def check_unseen(index: Index, dataset: str, encoder: Encoder, asked: Sequence[str | None]) -> None:
+    """Raises RequestError where a checkpoint whose pre-training left groups out is asked about one that it trained on.
+
+    dataset: of the store; asked: names of splits, None for all videos. Groups are known by their names.
+    """
+    for trained in encoder.provenance.get("stores", ()):
+        groups = set(trained.get("groups", ())) - {""} if trained["dataset"] == dataset else ()
+        for split in asked if groups else ():
+            seen = sorted(groups.intersection(index.group[i] for i in choose(index, split)))
+            if seen:
+                named = " ".join(f"--leave-out group={name}" for name in trained["left_out"])
+                raise RequestError(f"checkpoint {encoder.text} left out group {', '.join(trained['left_out'])} and was "
+                                   f"trained on {', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''}, which the "
+                                   f"test asks about; ask with {named}, or pre-train another without them (--set "
+                                   "leave_out=...)")

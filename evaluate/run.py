@@ -24,8 +24,8 @@ import torch
 from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features.extract import View, choose
-from evaluate.folds import TRAIN, check_apart, default_split
-from evaluate.holdout import holdout_names
+from evaluate.folds import TRAIN, check_apart, check_unseen, default_split, left_out
+from evaluate.holdout import group_split_names, holdout_names
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
 from evaluate.report import compare, page, pictures, results
 from evaluate.settings import Settings
@@ -55,8 +55,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--train-split", metavar="A", help="default train, else train1; several, by commas, with as "
                         "many test splits: the first pair is the headline, the mean is over all")
     parser.add_argument("--test-split", metavar="B", help="default test, test1 or val")
-    parser.add_argument("--leave-out", choices=["group"], help="instead of a test split: every group of the training "
-                        "split (default: of all videos) is asked in turn, learnt from the others")
+    parser.add_argument("--leave-out", action="append", default=[], metavar="group[=NAME]", help="instead of a test "
+                        "split: every group of the training split (default: of all videos) is asked in turn, learnt "
+                        "from the others; with NAME, which may be given repeatedly, this group alone")
     parser.add_argument("--holdout", type=float, metavar="SHARE", help="instead of splits: this share of the labelled "
                         "videos of every class is asked, learnt from the others; --seeds N draws N times")
     parser.add_argument("--by", choices=["group"], help="--holdout takes whole groups")
@@ -81,13 +82,16 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                if not getattr(args, name)]
     if missing:
         raise RequestError(f"--{missing[0]} is missing; `python -m evaluate.run --help` lists all")
+    args.leave_out, args.groups = left_out(args.leave_out)
     args.seeds = 1 if args.seeds is None else args.seeds
     if args.seeds < 1:
         raise RequestError(f"--seeds {args.seeds}; expected 1 or more")
     if args.holdout is not None and not 0 < args.holdout < 1:
         raise RequestError(f"--holdout {args.holdout:g}; expected a share between 0 and 1, such as 0.2")
-    if args.holdout is not None and (args.train_split or args.test_split or args.leave_out):
+    if args.holdout is not None and (args.train_split or args.test_split or args.leave_out or args.groups):
         raise RequestError("--holdout makes both splits; leave --train-split, --test-split and --leave-out out")
+    if args.groups and (args.train_split or args.test_split):
+        raise RequestError("--leave-out group=NAME makes both splits; leave --train-split and --test-split out")
     if args.by and args.holdout is None:
         raise RequestError("--by group goes with --holdout SHARE; --leave-out group asks every group in turn")
     return args
@@ -160,6 +164,8 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
                          f"has labels up to {most}")
     pairs = split_pairs(index, args)
     encoders = [open_encoder(text, world.device) for text in args.checkpoint]
+    for encoder in encoders:
+        check_unseen(index, document["dataset"], encoder, [test or train for train, test in pairs])
     view = check_alike(encoders, args.checkpoint, settings)
     if world.main:
         _check_out(args.out, args.protocol)
@@ -206,6 +212,11 @@ def split_pairs(index: Index, args: argparse.Namespace) -> list[tuple[str | None
         choose(index, args.train_split, "--train-split")
         return [(args.train_split, None)]
     protocol = find_protocol(args.protocol)
+    if args.groups:
+        pairs = [group_split_names(name) for name in args.groups]
+        for pair in pairs:
+            choose(index, pair[1])
+        return pairs
     if args.holdout is not None:
         pairs = [holdout_names(args.holdout, args.by or "video", seed) for seed in range(args.seeds)]
         for train, _ in pairs:

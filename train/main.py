@@ -246,6 +246,8 @@ def introduce(training: Training, data: ClipData, schedule: Schedule, learner: L
     splits = ", ".join(sorted({s["split"] for s in data.provenance()}))
     say(f"data     {plural(len(data), 'video')} of split {splits}, clips {data.geometry}; {data.short:,} shorter than "
         f"a clip left out, {data.undivided:,} too short for {apart}")
+    if data.left_out:
+        say(f"note     {plural(data.left_out, 'video')} of group {', '.join(data.sampling.leave_out)} left out")
     say(f"run      steps {first} to {schedule.steps}, {schedule.steps_per_epoch:,} an epoch of "
         f"{plural(optimise.batch, 'query', 'queries')}; {model.backbone} in {model.precision}; "
         f"{plural(world.size, 'process', 'processes')} on {world.device.type} with "

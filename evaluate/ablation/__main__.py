@@ -14,6 +14,7 @@ from evaluate.ablation import report
 from evaluate.ablation.children import Children
 from evaluate.ablation.plan import BESIDE, FAMILIES, KNOWN, MACLR, ROWS, UNTRAINED, Plan, Run
 from evaluate.ablation.runs import Ablation, claim
+from evaluate.folds import left_out
 from shared import cli
 from shared.cli import Progress, RequestError, nearest
 from shared.store.layout import damage_stops
@@ -42,12 +43,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--test-store", type=store_argument, metavar="DIR", help="evaluate there; default --store")
     parser.add_argument("--train-split", metavar="A", help="as of evaluate.run")
     parser.add_argument("--test-split", metavar="B", help="as of evaluate.run")
-    parser.add_argument("--leave-out", choices=["group"], help="as of evaluate.run")
+    parser.add_argument("--leave-out", action="append", default=[], metavar="group[=NAME]", help="as of evaluate.run")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side; cores and devices are "
                         "shared out among them")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="of torchrun, a run; default: the "
                         "devices over the jobs with --family full, else 1")
     args = parser.parse_args(argv)
+    args.leave_out, args.groups = left_out(args.leave_out)
     for flag, value, least in (("--seeds", args.seeds, 1), ("--first-seed", args.first_seed, 0),
                                ("--jobs", args.jobs, 1), ("--processes", args.processes, 0)):
         if value < least:

@@ -187,7 +187,8 @@ class Ablation:
         return Command([
             *python, "-m", "evaluate.run", "--protocol", ",".join(protocols), "--checkpoint",
             self.checkpoint(run)["checkpoint"], "--store", str(self.plan.tested),
-            *self._given("train_split", "test_split", "leave_out"), "--out",
+            *self._given("train_split", "test_split", "leave_out"),
+            *_flags("--leave-out", *(f"group={name}" for name in self.args.groups)), "--out",
             str(out if len(protocols) == 1 else out.parent), "--cache", str(self.out / "features"),
             *_flags("--set", *slot.evaluation, *settings)], self.log(run), slot.environment)
 

@@ -32,6 +32,7 @@ class Cropping:
     aspect_max: float
     keys: int = 0
     sa: bool = False
+    leave_out: tuple[str, ...] = ()
 
 
 class LabelledClips(ClipData):

@@ -170,7 +170,8 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
                     index.generation == trained["index"] or str(index.store) == trained["store"])
             if not same or trained["split"] not in (None, *index.splits):
                 continue
-            seen = set(choose(index, trained["split"]).tolist())
+            seen = {position for position in choose(index, trained["split"]).tolist()
+                    if index.group[position] not in trained.get("left_out", ())}
             for train, test in pairs:
                 asked = test or train                      # every video of `train` in turn, with --leave-out
                 both = len(seen & set(choose(index, asked).tolist()))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.cli import RequestError, plural
+from shared.cli import RequestError, nearest, plural
 from shared.clips.index import ClipIndex, clip_starts
 from shared.clips.sampling import (
     VIEW,
@@ -72,7 +72,8 @@ def _made(store: Place) -> str:
 
 class ClipData:
     """The clips of a split's videos, from one or more stores. Numbers 0 to len - 1 stand for the videos, in the order
-    of the stores and their ids; those shorter than a clip are left out and counted in `short`.
+    of the stores and their ids; those shorter than a clip are left out and counted in `short`, those of the groups
+    `sampling.leave_out` in `left_out`.
 
     stores: folders or URLs; split: default `train`, else `train1`; motion: whether the query's ST-motion is wanted;
     maclr: its one key is another clip, shifted in time, and the motion input of both is read where a term asks for it.
@@ -80,8 +81,8 @@ class ClipData:
     (three keys), or (MaCLR) in which some clip has no other at the wanted distance, whose clips are the furthest ones
     instead; span: frames of a video that a sample needs; classes: names, sorted. Nothing of a pack is open before the
     first sample, and a process that was forked opens its own.
-    Raises RequestError for a store, a split, a clip geometry or a motion input that is not there, Stopped for a damaged
-    index.
+    Raises RequestError for a store, a split, a group, a clip geometry or a motion input that is not there, Stopped for
+    a damaged index.
     """
 
     def __init__(self, stores: Sequence[Place | str], sampling: Sampling, augment: Augment, split: str | None = None,
@@ -94,7 +95,7 @@ class ClipData:
         self.geometry, self.seed, self.motion, self.maclr = sampling.geometry, seed, motion, maclr
         # The same videos and clips with and without a motion pathway.
         self.span = max(self.geometry.span, maclr.geometry.span) if maclr else self.geometry.span
-        self.indexes, self._provenance, videos, self.classes = [], [], [], set()
+        self.indexes, self._provenance, videos, self.classes, self.left_out = [], [], [], set(), 0
         for number, store in enumerate(self.stores):
             with damage_stops(store):
                 reader = StoreReader(store)
@@ -103,10 +104,14 @@ class ClipData:
             self._provenance.append(entry)
             self.classes.update(reader.index.class_name[i] for i in positions)
             videos.append(np.stack([np.full(len(positions), number), positions], axis=1))
+        self._check_groups()
         self.videos = np.concatenate(videos)
         self.classes = sorted(self.classes - {""})
         self.short = sum(entry["short"] for entry in self._provenance)
         self.undivided = sum(entry["undivided"] for entry in self._provenance)
+        if not len(self.videos) and self.left_out and not self.short:
+            raise RequestError(f"sampling.leave_out is {', '.join(sampling.leave_out)}; no video is of another group, "
+                               "and nothing is left to train on")
         if not len(self.videos):
             raise RequestError(f"no video of {', '.join(map(str, self.stores))} is long enough for a clip of "
                                f"{self.geometry} ({plural(self.span, 'frame')}; "
@@ -120,7 +125,12 @@ class ClipData:
         if name not in index.splits:
             asked = f"split {split!r}" if split is not None else " nor ".join(map(repr, DEFAULT_SPLITS))
             raise RequestError(f"{store} has no {asked}; it has {', '.join(index.splits) or 'none'}: choose by --split")
-        positions = index.in_split(name)
+        positions, told = index.in_split(name), {}
+        if self.sampling.leave_out:
+            kept = np.array([index.group[i] not in self.sampling.leave_out for i in positions], bool)
+            self.left_out += int((~kept).sum())
+            positions = positions[kept]
+            told = {"left_out": list(self.sampling.leave_out), "groups": sorted({index.group[i] for i in positions})}
         enough = index.frames[positions] >= self.span
         document = read_description(reader.store)
         positions, undivided = positions[enough], 0
@@ -133,7 +143,17 @@ class ClipData:
         return positions, {"store": str(store), "dataset": document["dataset"], "recipe_hash": document["recipe_hash"],
                            "index": index.generation, "used": _digest(index, positions, document["recipe"]),
                            "split": name, "videos": len(positions),
-                           "short": int((~enough).sum()), "undivided": undivided}
+                           "short": int((~enough).sum()), "undivided": undivided, **told}
+
+    def _check_groups(self) -> None:
+        """Raises RequestError for a group to be left out that no store has: its name is misspelt."""
+        groups = {group for index in self.indexes for group in index.group if group}
+        for name in self.sampling.leave_out:
+            if name not in groups:
+                hint = nearest(name, sorted(groups)) if groups else "; the videos have no groups: give them some by " \
+                    "`python -m preprocess.reindex STORE --annotations CSV`"
+                stores = ", ".join(map(str, self.stores))
+                raise RequestError(f"sampling.leave_out: {stores} has no group {name!r}{hint}")
 
     def _divides(self, starts: np.ndarray, frames: int, fps: float) -> bool:
         """Whether query and keys can lie as the method wants them, wherever the query lies."""
@@ -171,7 +191,8 @@ class ClipData:
 
     def provenance(self) -> list[dict]:
         """For the checkpoint, one entry a store: store, dataset, recipe_hash, index (its generation), used (a digest of
-        the videos and how they were made), split, videos, short, undivided."""
+        the videos and how they were made), split, videos, short, undivided; with `sampling.leave_out` also left_out and
+        groups, the names of those that are left out and of those that are trained on."""
         return [dict(entry) for entry in self._provenance]
 
     def frame_size(self, number: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ class Sampling:
     clip: LxS; size: pixels of the square view; ta: motion-focused clips, with probability ta_probability, the median
     taken over the clips of a `half` of the video or all of the `video`; sa: motion-focused crops, as the `paper` or as
     the `released` code; area_*: share of the frame; aspect_*: width over height; cover: share of the hot pixels;
-    keys: 1 (plain MoCo) or 3 (SeCo).
+    keys: 1 (plain MoCo) or 3 (SeCo); leave_out: groups whose videos are not trained on, so that a test may ask them.
     """
 
     clip: str
@@ -39,6 +39,7 @@ class Sampling:
     aspect_max: float
     cover: float
     keys: int
+    leave_out: tuple[str, ...] = late(())
 
     @property
     def geometry(self) -> ClipGeometry:

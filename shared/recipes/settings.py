@@ -54,7 +54,8 @@ def recorded(cls: type, tree: dict) -> dict:
         if key in fields and isinstance(value, dict):
             kinds = typing.get_args(hint := typing.get_type_hints(cls)[key]) or (hint,)
             value = recorded(next(kind for kind in kinds if dataclasses.is_dataclass(kind)), value)
-        elif key in fields and LATE in fields[key].metadata and value == fields[key].default:
+        elif key in fields and LATE in fields[key].metadata and (tuple(value) if isinstance(value, list) else
+                                                                 value) == fields[key].default:
             continue
         out[key] = value
     return out
@@ -97,7 +98,7 @@ def kept(alone: dict, tree: dict) -> tuple[str, ...]:
     for section, values in alone.items():
         for key, value in (values or {}).items():
             found = tree[section][key]
-            listed = isinstance(value, (list, tuple)) and set(value) <= set(found)
+            listed = isinstance(value, (list, tuple)) and bool(value) and set(value) <= set(found)
             if value not in (None, "auto") and not listed and value != found:
                 out.append(f"{section}.{key}=" + (
                     ",".join(found) if isinstance(found, (list, tuple)) else str(found).lower()

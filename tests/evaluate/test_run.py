@@ -128,6 +128,39 @@ def test_leaving_a_group_out_asks_every_video_once(evaluate, checkpoint):
     assert evaluate("retrieval", "mean-image", "--leave-out", "group", out="other")["metrics"]["r@1"] == 100
 
 
+def test_a_checkpoint_that_left_groups_out_is_asked_about_them_alone(evaluate, make_checkpoint):
+    """What it was trained on is refused; where it left nothing out, a note says what it saw."""
+    path = make_checkpoint("mcl-tiny", "leave_out=g1")
+    state = torch.load(path, weights_only=True)
+    state["provenance"]["stores"][0] |= {"left_out": ["g1"], "groups": ["g0", "g2"]}
+    torch.save(state, path)
+    found = evaluate("linear", str(path), "--leave-out", "group=g1")
+    assert found["splits"] == {"train": ["leave-out group g1: train"], "test": ["leave-out group g1: test"],
+                               "leave_out": None}
+    assert found["counts"]["train_videos"] == 12 and found["counts"]["test_videos"] == 6
+    assert not any("pre-training list" in note for note in found["notes"])
+    for more in (["--leave-out", "group"], ["--leave-out", "group=g1", "--leave-out", "group=g2"], ["--holdout", "0.5"],
+                 ["--train-split", "train2", "--test-split", "test2"]):
+        with pytest.raises(RequestError, match="left out group g1 and was trained on g[02].*, which the test asks "
+                                               "about; ask with --leave-out group=g1, or"):
+            evaluate("linear", str(path), *more, out="other")
+    state["provenance"]["stores"][0]["dataset"] = "another"            # whose groups are others
+    torch.save(state, path)
+    assert evaluate("retrieval", str(path), "--leave-out", "group=g2", out="other")["counts"]["test_videos"] == 6
+
+
+@pytest.mark.parametrize("more, message", [
+    (["group=g9"], "--leave-out group=g9: no labelled video of .* is of that group; known: g0, g1, g2"),
+    (["grup"], "--leave-out grup; expected `group`"), (["group="], "--leave-out group=; expected"),
+    (["group", "group=g1"], "expected `group` alone"), (["group=g1", "group=g1"], "each group=NAME once"),
+    (["group=g1", "--test-split", "test"], "makes both splits"),
+])
+def test_groups_that_cannot_be_left_out(evaluate, more, message):
+    words = [part for word in more for part in (["--leave-out", word] if word.startswith("g") else [word])]
+    with pytest.raises(RequestError, match=message):
+        evaluate("linear", "mean-image", *words)
+
+
 def test_a_store_holds_no_results(evaluate, store):
     with pytest.raises(RequestError, match="is a store of videos"):
         evaluate("linear", "mean-image", out=store)

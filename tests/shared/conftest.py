@@ -69,7 +69,8 @@ def write_clip_store():
                     clips[str(geometry)] = indexer.finish()
                 writer.begin_video()
                 writer.append(rgb, maps, t_motion(bordered), **second.get(name, {}))
-                writer.end_video(VideoRow(name, f"{name}.mp4", class_name=name[0], splits=splits, fps=fps), clips)
+                row = VideoRow(name, f"{name}.mp4", class_name=name[0], group=f"g{name[1:]}", splits=splits, fps=fps)
+                writer.end_video(row, clips)
             row, videos_of_pack = writer.commit()
             packs.append(row)
             rows += videos_of_pack

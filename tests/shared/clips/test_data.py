@@ -218,3 +218,16 @@ def test_open_packs_are_bounded_and_a_process_opens_its_own(tmp_path, make_clip_
     if not child:
         os._exit(data.reader(0) is readers)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_groups_that_are_left_out_are_not_sampled(store, sampling, augment):
+    every, data = (ClipData([store], sampling(leave_out=out), augment()) for out in ((), ("g0", "g2")))
+    assert [data.name(n) for n in range(len(data))] == [name for name in map(every.name, range(len(every)))
+                                                        if name[1:] == "1"]
+    entry, = data.provenance()
+    assert (entry["left_out"], entry["groups"], data.left_out) == (["g0", "g2"], ["g1"], 4)
+    assert "groups" not in every.provenance()[0] and every.provenance()[0]["used"] != entry["used"]
+    for out, message in ((("g3",), "leave_out: .*store has no group 'g3'; known: g0, g1, g2"),
+                         (("g0", "g1", "g2"), "leave_out is g0, g1, g2; no video is of another group")):
+        with pytest.raises(RequestError, match=message):
+            ClipData([store], sampling(leave_out=out), augment())

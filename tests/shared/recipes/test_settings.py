@@ -99,6 +99,16 @@ def test_a_run_keeps_its_values_where_nothing_asks_for_others(defaults):
         "optimise.epochs: stored 0, asked 3", "optimise.lr: stored 0.5, asked 0.2", "optimise.steps: stored 7, asked 0"]
 
 
+def test_groups_that_a_run_leaves_out_stay_left_out():
+    """A run of before the setting left none out; its recipe does not name it."""
+    before = load_training("mcl-tiny").recipe.to_dict()
+    assert "leave_out" not in before["sampling"]
+    old = "mcl-tiny", load_training("mcl-tiny", ['leave_out=["01", "a, b"]']).recipe.to_dict()
+    training = load_training("mcl-tiny", (), stored=old)
+    assert training.recipe.sampling.leave_out == ("01", "a, b") and training.kept == ("sampling.leave_out=01,a, b",)
+    assert load_training("mcl-tiny", ["leave_out=x"], stored=("mcl-tiny", before)).recipe.sampling.leave_out == ("x",)
+
+
 def test_the_name_of_another_pipeline_asks_for_what_tells_it_apart(defaults):
     old = "mcl-tiny", load_training("mcl-tiny", ["steps=7"]).recipe.to_dict()
     path = defaults(optimise={"lr": 0.1})
