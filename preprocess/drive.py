@@ -7,13 +7,12 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from preprocess import plan as planning
 from preprocess.cost import Cost, time_limit
 from preprocess.engines import Engine, Outcome, Resources, open_engine
+from preprocess.machine import machine_cores, machine_memory
 from preprocess.plan import Plan
 from preprocess.session import Session
 from preprocess.task import Misplanned, PackReport, PackTask, make_pack
@@ -27,13 +26,13 @@ from shared.store.verify import ROOT
 
 LETHAL = "died", "timeout", "memory"
 MEMORY_SHARE = 0.9   # of this machine, for all workers together
-CGROUP = Path("/sys/fs/cgroup")
 PATIENCE_S = 60.0    # until a pack that a worker has written and this process does not see counts as elsewhere
 
 
 @dataclass(frozen=True)
 class Crew:
-    """An engine, with what every task may use on it: run.threads resolved, resources without the time."""
+    """An engine, with what every task may use on it: run.threads resolved (0: where the task runs), resources without
+    the time."""
 
     engine: Engine
     run: Run
@@ -44,7 +43,8 @@ def start(name: str, workers: int | None, address: str | None, pipeline: Pipelin
     """The engine, started or connected, and what a task may use there.
 
     packs: how many there are; no more workers are started than that, unless `workers` says so. run.threads 0 is a
-    worker's share of this machine's cores, and one on a cluster elsewhere. Raises RequestError.
+    worker's share of this machine's cores; on a cluster elsewhere one, and where flow is on cuda the task's share of
+    its machine's cores, found there. Raises RequestError.
     """
     run, cores = pipeline.run, machine_cores()
     gpus = run.gpus_per_task if pipeline.recipe.flow.backend == "cuda" else 0
@@ -55,28 +55,8 @@ def start(name: str, workers: int | None, address: str | None, pipeline: Pipelin
     memory = int(1e9 * run.memory_gb)
     if not address:
         memory = memory or int(MEMORY_SHARE * machine_memory() / engine.slots)
-    threads = run.threads or (1 if address else max(1, cores // engine.slots))
+    threads = run.threads or (int(not gpus) if address else max(1, cores // engine.slots))
     return Crew(engine, replace(run, threads=threads), Resources(cpus, gpus, memory))
-
-
-def machine_cores() -> int:
-    """Cores of this machine, or as many as the control group of this process has the time of (a container)."""
-    cores = len(os.sched_getaffinity(0))
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        with suppress(OSError, ValueError):
-            quota, period = map(int, " ".join((CGROUP / name).read_text() for name in names).split())
-            if quota > 0:   # -1: none
-                cores = max(1, min(cores, round(quota / period)))
-    return cores
-
-
-def machine_memory() -> int:
-    """Bytes of this machine, or of the control group that this process lives in (a container)."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            total = min(total, int((CGROUP / name).read_text()))
-    return total
 
 
 class Tally:

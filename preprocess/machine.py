@@ -1,14 +1,17 @@
-"""What a record says of where it was made: the versions and the machine that decide the numbers."""
+"""This machine: what there is of it for tasks, and what a record says of it and of the versions."""
 
 import importlib.metadata
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 from preprocess.flow import runs_here
 
 PACKAGES = ("motionpack", "numpy", "av", "opencv-contrib-python", "numba", "simplejpeg", "zarr", "cupy-cuda12x",
             "cupy-cuda13x")
+CGROUP = Path("/sys/fs/cgroup")
+GPUS = Path("/proc/driver/nvidia/gpus")   # a folder a GPU, whichever of them this process may use
 
 
 def versions() -> dict[str, str]:
@@ -32,3 +35,30 @@ def device(backend: str) -> dict[str, str | int]:
         from preprocess.flow.cuda import device_name
         out["gpu"] = device_name()
     return out
+
+
+def machine_cores() -> int:
+    """Cores of this machine, or as many as the control group of this process has the time of (a container)."""
+    cores = len(os.sched_getaffinity(0))
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((CGROUP / name).read_text() for name in names).split())
+            if quota > 0:   # -1: none
+                cores = max(1, min(cores, round(quota / period)))
+    return cores
+
+
+def machine_memory() -> int:
+    """Bytes of this machine, or of the control group that this process lives in (a container)."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            total = min(total, int((CGROUP / name).read_text()))
+    return total
+
+
+def task_cores(gpus: float) -> int:
+    """The cores of a task that takes so many of this machine's GPUs, all tasks that they hold having equally many; all
+    cores where it takes none."""
+    tasks = len(list(GPUS.glob("*"))) / gpus if gpus else 1
+    return max(1, int(machine_cores() / max(1, tasks)))

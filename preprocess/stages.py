@@ -4,12 +4,10 @@ n frames of a window, HxW pixels, hxw motion cells.
 """
 
 import math
-import queue
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import cv2
 import numpy as np
@@ -19,7 +17,7 @@ from shared import motion
 from shared.cli import RequestError
 from shared.clips.index import ClipIndexer
 from shared.recipes.preprocessing import Recipe
-from shared.videos.decode import VideoError
+from shared.videos.decode import Decoder, VideoError
 
 MOTION_BATCH = 4  # frames, twice as many of half the size, whose flow derivatives stay in the cache together
 
@@ -33,28 +31,37 @@ class TooShort(Exception):
 
 
 class Decoded:
-    """The decoder's windows; an error after good frames ends the iteration and is kept for the end of the video."""
+    """The decoder's windows: none of frames of another size, of `limit` frames at most (0: all); an error after good
+    frames ends the iteration and is kept for the end of the video."""
 
-    def __init__(self, source, limit: int, seconds: dict[str, float]):
-        self.source, self.limit, self.seconds = source, limit, seconds
+    def __init__(self, source: Decoder, frame_size: tuple[int, int], limit: int):
+        self.source, self.frame_size, self.limit = source, frame_size, limit
         self.error: VideoError | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        windows, left = iter(self.source), self.limit or float("inf")
-        while left > 0:
-            began = time.thread_time()
-            try:
-                frames = next(windows, None)
-            except VideoError as error:
-                self.error = error
-                return
-            finally:
-                self.seconds["decode"] += time.thread_time() - began
-            if frames is None:
-                return
-            frames = frames[:int(min(left, len(frames)))]
-            left -= len(frames)
-            yield frames
+        if self.source.frame_size != self.frame_size:
+            return
+        left = self.limit or float("inf")
+        try:
+            for frames in self.source:
+                frames = frames[:int(min(left, len(frames)))]
+                left -= len(frames)
+                yield frames
+                if not left:
+                    return
+        except VideoError as error:
+            self.error = error
+
+
+@dataclass(frozen=True)
+class Flows:
+    """Iterates once over `with_flow` of what is decoded."""
+
+    decoded: Decoded
+    pairs: Iterator
+
+    def __iter__(self) -> Iterator:
+        return self.pairs
 
 
 def with_flow(windows: Iterable[np.ndarray], recipe: Recipe, pool: ThreadPoolExecutor, seconds: dict[str, float]):
@@ -158,63 +165,3 @@ def motion_arrays(flow, recipe: Recipe, indexers: dict[str, ClipIndexer]) -> dic
     for indexer in indexers.values():
         indexer.append(bordered, arrays["t_motion"])
     return arrays
-
-
-class prefetch:
-    """Runs an iterable in a thread, one item ahead: `with prefetch(items) as items: for item in items`.
-
-    Leaving the block early ends the thread; the iterable's exceptions surface in the consumer.
-    """
-
-    END = object()
-
-    def __init__(self, items: Iterable, depth: int = 1):
-        self.items, self.queue, self.stop = items, queue.Queue(depth), threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-
-    def _put(self, item) -> bool:
-        while not self.stop.is_set():
-            try:
-                self.queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def _run(self) -> None:
-        if self.stop.is_set():
-            return
-        try:
-            for item in self.items:
-                if not self._put((item, None)):
-                    return
-        except BaseException as error:
-            self._put((None, error))
-        else:
-            self._put((self.END, None))
-
-    def __enter__(self):
-        try:
-            self.thread.start()
-        except BaseException:      # an interrupt while it starts: no exit will follow, and what it reads is closed next
-            self.stop.set()
-            if self.thread.is_alive():
-                self.thread.join()
-            raise
-        return self
-
-    def __iter__(self) -> Iterator:
-        while not self.stop.is_set():
-            try:
-                item, error = self.queue.get(timeout=0.1)
-            except queue.Empty:
-                continue
-            if error is not None:
-                raise error
-            if item is self.END:
-                return
-            yield item
-
-    def __exit__(self, *exception) -> None:
-        self.stop.set()
-        self.thread.join()

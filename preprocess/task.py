@@ -1,22 +1,26 @@
 """One pack: decode -> flow -> motion -> index -> write. Returns a report.
 
-Stages run side by side in threads and hand windows of frames to one another, so memory holds a few windows whatever the
-length of a video: at 64 frames of 256x344 about 0.5 GB in all, the interpreter and its libraries included.
+Stages run side by side in threads, ahead of one another from video to video too, and hand windows of frames on, so
+memory holds a few windows whatever the length of a video: at 64 frames of 256x344 about 0.5 GB in all, the interpreter
+and its libraries included, and up to AHEAD decoded frames a thread.
 """
 
 import errno
+import functools
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import cv2
 
-from preprocess.stages import Decoded, FlowError, TooShort, check_size, motion_arrays, prefetch, with_flow
+from preprocess.ahead import Ahead, Line
+from preprocess.machine import task_cores
+from preprocess.stages import Decoded, FlowError, Flows, TooShort, check_size, motion_arrays, with_flow
 from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.datasets.catalog import Video
 from shared.recipes.preprocessing import Recipe, Run
@@ -26,6 +30,8 @@ from shared.store.place import Place
 from shared.store.tables import FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT
 from shared.videos.decode import GoodRun, VideoError, frame_size, good_runs, open_video
+
+AHEAD = 256  # frames a thread that wait decoded: a video of 10 s, so that threads as many decode one each
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,9 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
     seconds = {"decode": 0.0, "grey": 0.0, "motion": 0.0}
     failures, misplanned, tracebacks = [], [], []
     cv2.setNumThreads(1)
-    with ThreadPoolExecutor(task.run.threads or len(os.sched_getaffinity(0))) as pool:
+    threads = task.run.threads or task_cores(task.run.gpus_per_task if task.recipe.flow.backend == "cuda" else 0)
+    with ThreadPoolExecutor(threads) as pool, \
+            _flows(task, [video for video in task.videos if video.id not in lost], pool, threads, seconds) as videos:
         writer = PackWriter(task.store, task.name, task.frame_size,
                             geometries=[ClipGeometry.parse(g) for g in task.recipe.clips.geometries],
                             edges=task.recipe.packs.edges, flow=task.recipe.packs.flow,
@@ -114,7 +122,8 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
                     failures.append(lost[video.id])
                     continue
                 try:
-                    outcome = _add_video(task, video, kept, writer, pool, seconds, tell)
+                    with next(videos) as flows:
+                        outcome = _add_video(task, video, kept, flows, writer, pool, seconds, tell)
                 except VideoError as error:
                     writer.abort_video()
                     if error.stage == "open" and not task.root.is_dir():
@@ -171,7 +180,7 @@ def _committed(task: PackTask) -> PackReport | None:
                       time.perf_counter() - wall, worker=f"{os.uname().nodename}:{os.getpid()}")
 
 
-def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool: ThreadPoolExecutor,
+def _add_video(task: PackTask, video: Video, kept: int, flows: Line, writer: PackWriter, pool: ThreadPoolExecutor,
                seconds: dict[str, float], tell: Callable[[int, int], None], run: GoodRun | None = None,
                damage: str = "") -> FailureRow | Misplanned | None:
     """Stream one video into the pack. None when all of it is good; else what became of it.
@@ -182,44 +191,49 @@ def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool
     recipe = task.recipe
     indexers = {g: ClipIndexer(ClipGeometry.parse(g), recipe.clips.step) for g in recipe.clips.geometries}
     span = min(indexer.geometry.span for indexer in indexers.values())
-    with _open(task, video, run.first if run else 0) as source:
-        if source.frame_size != task.frame_size:
-            size, longest = (source.frame_size, run) if run else _longest(task, video)
-            if size != task.frame_size:
-                return Misplanned(video.id, 0, check_size(size, recipe))
-            damage = f"size or orientation changes before frame {longest.first}"
-            return _add_video(task, video, kept, writer, pool, seconds, tell, longest, damage)
-        decoded = Decoded(source, task.sample_frames, seconds)
-        count = _stream(decoded, task, indexers, writer, pool, seconds, tell)
-        error, notes = decoded.error, [source.note]
-        damage, good = damage or (error.reason if error else ""), range(source.first, source.first + count)
-        if error and source.frames and not run and not task.sample_frames and recipe.frames.reading > 1:
-            _, longest = _longest(task, video)
-            if longest.first != source.first and longest.frames > count:
-                if longest.frames >= span:
-                    writer.abort_video()
-                    return _add_video(task, video, kept, writer, pool, seconds, tell, longest, damage)
-                good = range(longest.first, longest.first + longest.frames)
-        if damage and not good:
+    decoded = flows.source.decoded
+    source = decoded.source
+
+    def again(run: GoodRun) -> FailureRow | Misplanned | None:
+        with _flows(task, [video], pool, 1, seconds, run.first) as videos, next(videos) as flows:
+            return _add_video(task, video, kept, flows, writer, pool, seconds, tell, run, damage)
+
+    if source.frame_size != task.frame_size:
+        size, longest = (source.frame_size, run) if run else _longest(task, video)
+        if size != task.frame_size:
+            return Misplanned(video.id, 0, check_size(size, recipe))
+        damage = f"size or orientation changes before frame {longest.first}"
+        return again(longest)
+    count = _stream(flows, task, indexers, writer, seconds, tell)
+    error, notes = decoded.error, [source.note]
+    damage, good = damage or (error.reason if error else ""), range(source.first, source.first + count)
+    if error and source.frames and not run and not task.sample_frames and recipe.frames.reading > 1:
+        _, longest = _longest(task, video)
+        if longest.first != source.first and longest.frames > count:
+            if longest.frames >= span:
+                writer.abort_video()
+                return again(longest)
+            good = range(longest.first, longest.first + longest.frames)
+    if damage and not good:
+        raise VideoError(damage, "decode")
+    if damage:
+        which = f"{good[0]:,} to {good[-1]:,}" + ", the longest run of them" * bool(run)
+        if len(good) < span:
+            raise VideoError(f"{damage}; fewer good frames in a row than a clip's {span}: at most {len(good)}, "
+                             f"{which}", "decode")
+        damage = f"{damage}; its {max(count, kept):,} good frames are kept" + f", {which}" * (count >= kept)
+        if count <= kept:
             raise VideoError(damage, "decode")
-        if damage:
-            which = f"{good[0]:,} to {good[-1]:,}" + ", the longest run of them" * bool(run)
-            if len(good) < span:
-                raise VideoError(f"{damage}; fewer good frames in a row than a clip's {span}: at most {len(good)}, "
-                                 f"{which}", "decode")
-            damage = f"{damage}; its {max(count, kept):,} good frames are kept" + f", {which}" * (count >= kept)
-            if count <= kept:
-                raise VideoError(damage, "decode")
-        if not count:
-            raise VideoError("one frame only: no motion", "decode")
-        if error:
-            notes.append(f"ends early: {error.reason}")
-        if 2 * recipe.motion.border_px >= min(task.frame_size):
-            notes.append(f"the border of {recipe.motion.border_px} px covers its frames: no motion is scored")
-        row = VideoRow(id=video.id, path=video.path, pack=task.name, first_frame=0, frames=count, label=video.label,
-                       class_name=video.class_name, group=video.group, splits=video.splits, fps=source.fps,
-                       source_height=source.source_height, source_width=source.source_width,
-                       note="; ".join(filter(None, notes)))
+    if not count:
+        raise VideoError("one frame only: no motion", "decode")
+    if error:
+        notes.append(f"ends early: {error.reason}")
+    if 2 * recipe.motion.border_px >= min(task.frame_size):
+        notes.append(f"the border of {recipe.motion.border_px} px covers its frames: no motion is scored")
+    row = VideoRow(id=video.id, path=video.path, pack=task.name, first_frame=0, frames=count, label=video.label,
+                   class_name=video.class_name, group=video.group, splits=video.splits, fps=source.fps,
+                   source_height=source.source_height, source_width=source.source_width,
+                   note="; ".join(filter(None, notes)))
     began = time.thread_time()
     clips = {g: indexer.finish() for g, indexer in indexers.items()}
     seconds["motion"] += time.thread_time() - began
@@ -227,13 +241,12 @@ def _add_video(task: PackTask, video: Video, kept: int, writer: PackWriter, pool
     return FailureRow(video.id, video.path, damage, "decode", 0) if damage else None
 
 
-def _stream(decoded: Decoded, task: PackTask, indexers: dict[str, ClipIndexer], writer: PackWriter,
-            pool: ThreadPoolExecutor, seconds: dict[str, float], tell: Callable[[int, int], None]) -> int:
+def _stream(flows: Line, task: PackTask, indexers: dict[str, ClipIndexer], writer: PackWriter,
+            seconds: dict[str, float], tell: Callable[[int, int], None]) -> int:
     """Frames of one run, all of them in the pack. Raises Overflow where they do not fit it."""
     frames_before, count = writer.frames, 0
     writer.begin_video()
-    with suppress(TooShort), prefetch(decoded) as windows, \
-            prefetch(with_flow(windows, task.recipe, pool, seconds)) as flows:
+    with suppress(TooShort):
         for parts, flow in flows:
             count += len(flow)
             if writer.videos and frames_before + count > task.recipe.packs.frames:
@@ -247,6 +260,29 @@ def _stream(decoded: Decoded, task: PackTask, indexers: dict[str, ClipIndexer], 
                 at += len(rgb)
             tell(0, len(flow))
     return count
+
+
+@contextmanager
+def _flows(task: PackTask, videos: Sequence[Video], pool: ThreadPoolExecutor, threads: int, seconds: dict[str, float],
+           first: int = 0) -> Iterator[Iterator[AbstractContextManager[Line]]]:
+    """The videos' `Flows` one after another, each to be entered: decoded by `threads` ahead, flow a window ahead."""
+    @contextmanager
+    def decoder(video: Video):
+        with _open(task, video, first) as source:
+            yield Decoded(source, task.frame_size, task.sample_frames)
+
+    @contextmanager
+    def solver(number: int):
+        with decoded.open(number) as windows:
+            yield Flows(windows.source, with_flow(windows, task.recipe, pool, seconds))
+
+    decoded = Ahead([functools.partial(decoder, video) for video in videos], threads, AHEAD * threads)
+    try:
+        with decoded, Ahead([functools.partial(solver, number) for number in range(len(videos))],
+                            size=lambda pair: len(pair[1])) as flows:
+            yield map(flows.open, range(len(videos)))
+    finally:
+        seconds["decode"] += decoded.seconds
 
 
 def _open(task: PackTask, video: Video, first: int = 0):

@@ -1,20 +1,25 @@
 """Where preprocessing's CPU time goes: the share of flow, and the rest by name.
 
     python tests/bench/pipeline.py [VIDEOS] [--limit N]
+    python tests/bench/pipeline.py [VIDEOS] [--limit N] --threads 1 2 [--rounds N]
 
-VIDEOS is a folder of <class>/<video>; default: the real videos beside the repository, else synthetic ones.
+VIDEOS is a folder of <class>/<video>; default: the real videos beside the repository, else synthetic ones. With
+--threads: one pack by so many threads on as many cores, in turns, over the first (medians of wall seconds).
 """
 
 import argparse
+import os
 import shutil
+import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from preprocess.machine import device, versions
 from preprocess.plan import make_plan, tasks_of
 from preprocess.run import resolve
 from preprocess.synthetic import make_videos
-from preprocess.task import make_pack
+from preprocess.task import PackTask, make_pack
 from shared.datasets.catalog import open_catalog
 from shared.recipes.preprocessing import load_pipeline
 
@@ -25,6 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("videos", nargs="?", type=Path)
     parser.add_argument("--limit", type=int, default=12, help="videos, evenly chosen (default 12)")
+    parser.add_argument("--threads", nargs="*", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--preset", nargs="*", default=["default", "fast", "half", "reference"])
     args = parser.parse_args()
     print(device("cpu"), versions())
@@ -40,9 +47,30 @@ def main() -> None:
             chosen = set(ids[::max(1, len(ids) // args.limit)][:args.limit])
             plan = make_plan(catalog, pipeline.recipe, chosen)
             tasks = tasks_of(plan.packs, catalog, temporary / preset, pipeline.recipe, "", pipeline.run, {}, {})
-            report(preset, [make_pack(task) for task in tasks])
+            if args.threads:
+                compare(preset, max(tasks, key=lambda task: task.frames), args.threads, args.rounds)
+            else:
+                report(preset, [make_pack(task) for task in tasks])
     finally:
         shutil.rmtree(temporary)
+
+
+def compare(preset: str, task: PackTask, threads: list[int], rounds: int) -> None:
+    """The pack by each number of threads on as many cores, in turns."""
+    cores = sorted(os.sched_getaffinity(0))
+    walls = {count: [] for count in threads}
+    make_pack(replace(task, sample_frames=2, trial=True))   # loads and compiles what it needs
+    for _ in range(rounds):
+        for count in threads:
+            os.sched_setaffinity(0, cores[:count])
+            done = make_pack(replace(task, run=replace(task.run, threads=count), trial=True))
+            walls[count].append(done.wall_s)
+    os.sched_setaffinity(0, cores)
+    first = statistics.median(walls[threads[0]])
+    ratios = ", ".join(f"{count}: {statistics.median(of):.1f} s, {first / statistics.median(of):.2f}x"
+                       for count, of in walls.items())
+    print(f"preset {preset}, {len(task.videos)} videos, {done.frames} frames, by threads: {ratios}; load "
+          f"{os.getloadavg()[0]:.1f}", flush=True)
 
 
 def report(preset: str, reports: list) -> None:

@@ -9,6 +9,7 @@ from preprocess import cost as costing
 from preprocess.engines import EngineError, Outcome
 from preprocess.engines.serial import SerialEngine
 from shared.cli import Stopped
+from shared.recipes.preprocessing import load_pipeline
 from shared.store.index import Index, read_failures
 from shared.store.record import read_records
 
@@ -155,20 +156,6 @@ def test_errors_that_are_no_videos_end_the_run(preprocess, small_videos, tmp_pat
     assert read_failures(tmp_path / "store") == []
 
 
-@pytest.mark.parametrize("files, cores", [
-    ({}, 8), ({"cpu.max": "250000 100000\n"}, 2), ({"cpu.max": "max 100000\n"}, 8), ({"cpu.max": "20000 100000\n"}, 1),
-    ({"cpu.max": "6400000 100000\n"}, 8),
-    ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8)])
-def test_a_container_has_the_cores_that_it_is_given_the_time_of(tmp_path, monkeypatch, files, cores):
-    monkeypatch.setattr(drive.os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(drive, "CGROUP", tmp_path)
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert drive.machine_cores() == cores
-
-
 def test_workers_share_cores_and_memory(small_videos, tmp_path, monkeypatch):
     seen = []
 
@@ -198,6 +185,16 @@ def test_workers_share_cores_and_memory(small_videos, tmp_path, monkeypatch):
         [(2, 9_000_000_000, 2), (2, 9_000_000_000, 7), (1, 0, 2), (4, 2_000_000_000, 2)]
     # 15 minutes and ten times what the plan expects of 160 frames.
     assert {limits.timeout for _, limits, _ in seen} == {900 + 10 * 1.6}
+
+
+def test_a_task_on_cuda_elsewhere_takes_the_cores_that_go_with_its_gpus(monkeypatch):
+    """Those of its own machine: 0 of run.threads is left to `machine.task_cores` there."""
+    asked = []
+    monkeypatch.setattr(drive, "open_engine", lambda *request: asked.append(request) or SerialEngine())
+    for settings in (["flow.backend=cuda"], ["flow.backend=cuda", "threads=4"], ["flow.backend=cpu"]):
+        asked.append(drive.start("ray", None, "auto", load_pipeline("folder", settings=settings)).run.threads)
+    assert asked[1::2] == [0, 4, 1] and [(request[3].cpus, request[3].gpus) for request in asked[::2]] == [
+        (1, 1), (4, 1), (1, 0)]
 
 
 def test_a_pack_that_only_its_worker_sees_stops_the_run(preprocess, tmp_path, monkeypatch):
