@@ -99,9 +99,9 @@ class Recipe:
 @dataclass(frozen=True)
 class Run:
     """Where and how: threads of a pack (0: the cores shared out among the workers, or the GPUs), frames a decoding
-    window, seconds between publications. Of a task: GPUs where flow is on cuda (a fraction lets tasks share one), seconds and
-    GB (1e9 bytes) after which its worker is ended (0: by the plan, and a worker's share of the machine), and how often
-    it is tried again."""
+    window, seconds between publications. Of a task: GPUs where flow is on cuda (a fraction lets tasks share one),
+    seconds and GB (1e9 bytes) after which its worker is ended (0: by the plan, and a worker's share of the machine),
+    and how often it is tried again."""
 
     threads: int
     window: int
