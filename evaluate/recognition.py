@@ -3,6 +3,8 @@
 M test videos, K classes.
 """
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +16,11 @@ from evaluate.protocol import Figure, Result, Table
 from evaluate.report import pictures
 from shared.cli import RequestError, plural
 from shared.pictures import figures
+from shared.store.record import write_atomic
 
 PAIRS = 25            # of confused classes that are told
+PREDICTIONS = "predictions.csv"
+
 
 def check_classes(train: np.ndarray, test: np.ndarray, names: Sequence[str], train_name: str,
                   test_name: str) -> np.ndarray:
@@ -34,6 +39,25 @@ def check_classes(train: np.ndarray, test: np.ndarray, names: Sequence[str], tra
     if len(classes) < 2:
         raise RequestError(f"{train_name} holds one class, {names[classes[0]]!r}; a classifier needs two")
     return classes
+
+
+def write_predictions(out: Path, videos: Sequence[tuple[str, str]], names: Sequence[str], labels: np.ndarray,
+                      scores: np.ndarray) -> None:
+    """OUT/predictions.csv: id, group, class and predicted class of every test video, for whoever pairs results.
+
+    videos: M (id, group); names: of all K classes; labels (M,), scores (M, K)."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("video", "group", "class", "predicted"))
+    table.writerows((*video, names[label], names[said]) for video, label, said in
+                    zip(videos, labels.tolist(), scores.argmax(1).tolist()))
+    write_atomic(out / PREDICTIONS, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def read_predictions(path: Path) -> dict[str, bool]:
+    """Whether each test video of a predictions.csv was recognised, by its id."""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["video"]: row["class"] == row["predicted"] for row in csv.DictReader(file)}
 
 
 def recognition(out: Path, names: Sequence[str], learnt: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Result:

@@ -24,6 +24,7 @@ import torch
 from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features.extract import View, choose
+from evaluate.features.handmade import HANDMADE
 from evaluate.folds import TRAIN, check_apart, check_unseen, default_split, left_out
 from evaluate.holdout import group_split_names, holdout_names
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
@@ -50,7 +51,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--protocol", help=f"{', '.join(PROTOCOLS)}; several by commas: each in OUT/PROTOCOL, and all "
                         "in one report")
     parser.add_argument("--checkpoint", nargs="+", default=[], metavar="FILE", help="RUN/last.pt, an exported "
-                        ".safetensors, random:NAME[:seed] or mean-image; several (one a training seed) give a spread")
+                        f".safetensors, random:NAME[:seed], {', '.join(HANDMADE)}; several (one a training seed) give "
+                        "a spread")
     parser.add_argument("--store", type=store_argument, help="packs: a folder, or a URL such as s3://bucket/prefix")
     parser.add_argument("--train-split", metavar="A", help="default train, else train1; several, by commas, with as "
                         "many test splits: the first pair is the headline, the mean is over all")

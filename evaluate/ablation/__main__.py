@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from evaluate.ablation import report
 from evaluate.ablation.children import Children
-from evaluate.ablation.plan import BESIDE, FAMILIES, KNOWN, MACLR, ROWS, UNTRAINED, Plan, Run
+from evaluate.ablation.plan import BESIDE, FAMILIES, KNOWN, MACLR, REAL, ROWS, UNTRAINED, Plan, Run
 from evaluate.ablation.runs import Ablation, claim
 from evaluate.folds import left_out
 from shared import cli
@@ -27,9 +27,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=store_argument, required=True, help="packs: a folder, or a URL")
     parser.add_argument("--out", type=cli.local, required=True, help="trainings, results, ablation.json, report.html")
-    parser.add_argument("--family", choices=FAMILIES, default="tiny", help="NAME-tiny pipelines, or the paper's own")
+    parser.add_argument("--family", choices=FAMILIES, default="tiny", help="tiny: NAME-tiny pipelines; full: the "
+                        "paper's own; real: NAME-tiny, each pre-trained once for every group that is left out")
     parser.add_argument("--rows", help=f"by commas; default {','.join(ROWS)}; besides "
-                        f"{','.join(BESIDE)}; or {','.join((UNTRAINED, *MACLR))}")
+                        f"{','.join(BESIDE)}; or {','.join((UNTRAINED, *MACLR))}; of --family real "
+                        f"{','.join(REAL)}, besides all others")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="trainings a row (default 5)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds are S to S + N - 1 (default 0)")
     parser.add_argument("--protocols", help="of evaluate.run, by commas; default " + "; ".join(
@@ -43,7 +45,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--test-store", type=store_argument, metavar="DIR", help="evaluate there; default --store")
     parser.add_argument("--train-split", metavar="A", help="as of evaluate.run")
     parser.add_argument("--test-split", metavar="B", help="as of evaluate.run")
-    parser.add_argument("--leave-out", action="append", default=[], metavar="group[=NAME]", help="as of evaluate.run")
+    parser.add_argument("--leave-out", action="append", default=[], metavar="group[=NAME]", help="as of "
+                        "evaluate.run; with --family real pre-training leaves it out too")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side; cores and devices are "
                         "shared out among them")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="of torchrun, a run; default: the "
@@ -54,8 +57,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                                ("--jobs", args.jobs, 1), ("--processes", args.processes, 0)):
         if value < least:
             raise RequestError(f"{flag} {value}; expected {least} or more")
-    args.rows = _names(args.rows, ROWS, (*ROWS, *BESIDE, *MACLR), "--rows")
-    args.protocols = _names(args.protocols, FAMILIES[args.family].protocols, KNOWN, "--protocols")
+    family = FAMILIES[args.family]
+    args.rows = _names(args.rows, family.rows, family.known, "--rows")
+    args.protocols = _names(args.protocols, family.protocols, KNOWN, "--protocols")
     return args
 
 
@@ -109,7 +113,9 @@ def introduction(ablation: Ablation, before: int) -> str:
     kept = ", ".join(setting for setting in kept if not setting.startswith("optimise.seed="))
     steps, epochs = recipe.optimise.steps, recipe.optimise.epochs
     return (f"ablation {cli.plural(len(plan.runs), 'run')}: {cli.plural(len(args.rows), 'row')} "
-            f"({', '.join(args.rows)}), seeds {plan.seeds[0]} to {plan.seeds[-1]}; {before} there before\n"
+            f"({', '.join(args.rows)}), seeds {plan.seeds[0]} to {plan.seeds[-1]}"
+            + (f", each without {', '.join(plan.groups)} in turn" if plan.family.folds else "") +
+            f"; {before} there before\n"
             f"run      {recipe.model.backbone}, {cli.plural(steps, 'step') if steps else cli.plural(epochs, 'epoch')} "
             f"of {cli.plural(recipe.optimise.batch, 'query', 'queries')}; "
             f"{', '.join(args.protocols)} on {plan.tested}; {args.jobs} side by side, "

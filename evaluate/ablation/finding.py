@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluate.ablation.plan import UNTRAINED, Run
+from evaluate.ablation.plan import SUPERVISED, UNTRAINED, UNTRAINED_MACLR, Run
 from evaluate.ablation.runs import Ablation
 from evaluate.ablation.tables import Scores
+from evaluate.features.handmade import FrameDifference, MeanImage, MotionHistory
 from evaluate.motion.control_pictures import kept_probed, probe_figure
 from evaluate.motion.controls import PROBE
 from evaluate.protocol import Figure
@@ -16,6 +17,10 @@ from shared.pictures import figures
 from shared.recipes.pretraining import Pretraining
 
 DENSE, ENERGY, KNN, BACKGROUND = (f"controls {name}" for name in ("dense", "energy", "knn", "background_r@1"))
+BARE_WORDS = {UNTRAINED: "random weights", UNTRAINED_MACLR: "random weights of MaCLR's visual pathway",
+              SUPERVISED: "trained with labels", MeanImage.name: "what is where, without motion",
+              FrameDifference.name: "hand-made motion: mean difference of neighbouring frames",
+              MotionHistory.name: "hand-made motion: motion history images"}
 CLEAR = 10      # hundredths of a correlation
 
 
@@ -57,8 +62,8 @@ def sentences(scores: Scores, rows: Sequence[str]) -> list[str]:
 
 def meaning(row: str, recipe: Pretraining) -> str:
     """What a row is, in words."""
-    if row == UNTRAINED:
-        return "random weights"
+    if row in BARE_WORDS:
+        return BARE_WORDS[row]
     motion = [words for on, words in (
         (recipe.sampling.ta, "clips chosen by motion"), (recipe.sampling.sa, "crops chosen by motion"),
         (recipe.alignment.variant != "none", "features aligned with motion maps"),

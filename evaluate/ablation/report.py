@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.ablation import finding, tables
-from evaluate.ablation.plan import UNTRAINED, Run
+from evaluate.ablation import finding, groups, tables
+from evaluate.ablation.plan import BARE, Run
 from evaluate.ablation.runs import Ablation
 from evaluate.ablation.tables import PAPER, PAPER_COLUMN, Scores
 from evaluate.metrics import mean_spread
 from evaluate.protocol import Figure, Table
+from evaluate.recognition import PREDICTIONS, read_predictions
 from evaluate.report import page, results
 from shared import cli
 from shared.pictures import figures
@@ -32,16 +33,17 @@ def collect(ablation: Ablation) -> tuple[Scores, list[dict]]:
         found = {protocol: ablation.found(run, protocol) for protocol in ablation.args.protocols}
         there = {protocol: document for protocol, document in found.items() if document}
         status = ablation.troubles.get(run) or ("done" if record and len(there) == len(found) else "not finished")
-        rows.append({"row": run.row, "seed": run.seed, "status": status,
+        rows.append({"row": run.row, "seed": run.seed, **({} if run.group is None else {"group": run.group}),
+                     "status": status,
                      "checkpoint": record and record["checkpoint"], "sha256": record and record["sha256"],
-                     "training": {} if run.row == UNTRAINED else _summary(ablation, run),
+                     "training": {} if run.row in BARE else _summary(ablation, run),
                      "metrics": {f"{protocol}/{name}": value for protocol, document in there.items()
                                  for name, value in document["metrics"].items()},
                      "chance": {f"{protocol}/{name}": value for protocol, document in there.items()
                                 for name, value in document["chance"].items()}})
         for protocol, document in there.items():
             for name in tables.headlines(protocol, document["metrics"]):
-                column = f"{protocol} {name}"
+                column = tables.column(protocol, name, run.group)
                 values.setdefault(column, {}).setdefault(run.row, {})[run.seed] = document["metrics"][name]
                 if name in document["chance"]:
                     chance[column] = document["chance"][name]
@@ -50,20 +52,38 @@ def collect(ablation: Ablation) -> tuple[Scores, list[dict]]:
     return Scores(values, chance, ablation.plan.seeds, paper), rows
 
 
+def asked(ablation: Ablation) -> list[groups.Asked]:
+    """What was said of every video of each group that is left out, by all runs that are finished."""
+    plan, made = ablation.plan, []
+    for group in plan.groups if groups.PROTOCOL in ablation.args.protocols else ():
+        right, counts, chance = {}, {}, 0.0
+        for run in plan.runs:
+            document = ablation.found(run, groups.PROTOCOL) if run.group == group else None
+            if document:
+                path = next(ablation.result(run, groups.PROTOCOL).glob(f"runs/*/{PREDICTIONS}"))
+                right.setdefault(run.row, {})[run.seed] = read_predictions(path)
+                counts, chance = document["counts"], document["chance"][groups.METRIC]
+        if right:
+            shared = f"{cli.plural(counts['test_videos'], 'video')}, learnt from {counts['train_videos']:,} others; "
+            made.append(groups.Asked(group, right, chance, shared))
+    return made
+
+
 def write(ablation: Ablation) -> Path:
     """OUT/ablation.json and OUT/report.html of what is finished so far; returns the page's path."""
     scores, rows = collect(ablation)
     recipes = {run.row: training.recipe for run, training in ablation.plan.trainings.items()}
-    found = [*tables.tables(scores, recipes), *_trainings(ablation, rows)]
+    compared = groups.tables(asked(ablation)) if ablation.plan.family.folds else tables.tables(scores, recipes)
+    found = [*compared, *_trainings(ablation, rows)]
     everything = {}
     for row in rows:
         for name, value in row["metrics"].items():
-            everything.setdefault(f"{row['row']}/{name}", []).append(value)
+            everything.setdefault("/".join(filter(None, (row["row"], row.get("group"), name))), []).append(value)
     means = {name: mean_spread(found) for name, found in everything.items()}
     args, notes = ablation.args, _notes(ablation, rows, bool(scores.paper))
     said = finding.sentences(scores, args.rows)
     measured = {"family": args.family, "store": str(args.store), "evaluated on": str(ablation.plan.tested),
-                "dataset": ablation.plan.dataset, "splits": ablation.plan.splits, "seeds": ablation.plan.seeds,
+                "dataset": ablation.plan.dataset, "splits": ablation.plan.all_splits, "seeds": ablation.plan.seeds,
                 "rows": list(args.rows), "protocols": list(args.protocols), "settings": list(args.settings),
                 "evaluation settings": list(args.evaluation), "init": str(args.init) if args.init else None}
     document = {**measured, "metrics": {name: mean for name, (mean, _) in means.items()},
@@ -91,7 +111,7 @@ def write(ablation: Ablation) -> Path:
              f"the same numbers for programs: {FILE}; every evaluation's own report: results/ROW-seedN/PROTOCOL</p>"]
     named = ", ".join(args.rows) if len(args.rows) <= tables.FEW else f"{len(args.rows)} rows"
     return page.write_page(args.out / page.REPORT, f"{named}: {cli.plural(len(ablation.plan.seeds), 'seed')}, "
-                           f"{args.family} nets", parts)
+                           + ("each group left out" if ablation.plan.family.folds else f"{args.family} nets"), parts)
 
 
 def text(ablation: Ablation) -> str:
@@ -114,7 +134,7 @@ def _summary(ablation: Ablation, run: Run) -> dict[str, float]:
 def _trainings(ablation: Ablation, rows: list[dict]) -> list[Table]:
     """How the trainings went: seeds that are done, in-batch accuracy (does the query find its key?), time."""
     made = []
-    for name in dict.fromkeys(row["row"] for row in rows if row["row"] != UNTRAINED):
+    for name in dict.fromkeys(row["row"] for row in rows if row["row"] not in BARE):
         own = [row for row in rows if row["row"] == name]
         known = [row["training"] for row in own if row["training"]]
         accuracy = [100 * one["in_batch_accuracy"] for one in known]
@@ -128,7 +148,11 @@ def _trainings(ablation: Ablation, rows: list[dict]) -> list[Table]:
 def _notes(ablation: Ablation, rows: list[dict], paper: bool) -> list[str]:
     """What a reader must know; paper: whether its numbers stand beside ours."""
     args, plan, notes = ablation.args, ablation.plan, []
-    if args.family == "tiny":
+    if plan.family.folds:
+        notes.append("Neither pre-training nor the probe has seen a video of the group that is asked. Intervals over "
+                     "videos take them for independent; where several are cut from one recording, the true ones are "
+                     "wider.")
+    if args.family != "full":
         notes.append("Small nets and short trainings: an experiment on what the parts do here, not the paper's Tables "
                      "1 and 2, which need its data, backbones and ImageNet weights.")
     elif not args.init:
@@ -138,5 +162,6 @@ def _notes(ablation: Ablation, rows: list[dict], paper: bool) -> list[str]:
     notes.append(f"One seed, {plan.seeds[0]}: how much another would change is not known." if len(plan.seeds) == 1 else
                  f"Every seed from {plan.seeds[0]} to {plan.seeds[-1]} is counted; none was chosen, and none left out "
                  "but where a line below says so.")
-    notes += [f"{row['row']}, seed {row['seed']}: {row['status']}." for row in rows if row["status"] != "done"]
+    notes += [f"{row['row']}, {'group {}, '.format(row['group']) if 'group' in row else ''}seed {row['seed']}: "
+              f"{row['status']}." for row in rows if row["status"] != "done"]
     return notes

@@ -7,16 +7,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from evaluate.ablation.children import Command, Ended, Work
-from evaluate.ablation.plan import UNTRAINED, Plan, Run
+from evaluate.ablation.plan import START, SUPERVISED, Plan, Run
 from evaluate.export import write_export
 from evaluate.features.encoders import RANDOM
+from evaluate.features.handmade import HANDMADE
+from evaluate.finetuned.job import FINETUNED
+from evaluate.motion.controls import GROUP, PLAIN
 from evaluate.report import results
 from shared.cli import RequestError
 from shared.nn.backbones import build_backbone, own_eps
@@ -28,6 +31,7 @@ from shared.store.record import read_json, write_json_atomic
 HOME = Path(__file__).resolve().parents[2]
 TRAINER = HOME / "train/main.py"
 TORCHRUN = sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"
+LABELLED = "labelled"    # folder of a supervised run's training
 PATIENCE_S = 600         # for the processes of an ablation that was killed, which save before they end
 
 
@@ -97,7 +101,7 @@ class Ablation:
                 and document["checkpoint"]["checkpoint"] == record["checkpoint"]
                 and record["sha256"] in (None, document["checkpoint"]["sha256"])
                 and document["store"]["index"] == self.plan.generations[1]
-                and document["splits"] == self.plan.splits[protocol])
+                and document["splits"] == self.plan.splits(protocol, run))
         return document if same else None
 
     def finished(self, run: Run) -> bool:
@@ -128,8 +132,13 @@ class Ablation:
             slot = self.slot(number)
             self.active.add(run)
             if self.checkpoint(run) is None:
-                if run.row == UNTRAINED:
-                    self._untrained(run)
+                if run.row in HANDMADE:
+                    self._keep(run, run.row)
+                elif run.row in START:
+                    self._keep(run, self._start(run))
+                elif run.row == SUPERVISED:
+                    if self._went_well(run, (yield self._supervise(run, slot))):
+                        self._keep(run, next(self.folder(run).glob(f"{LABELLED}/runs/*/{FINETUNED}")))
                 elif self._went_well(run, (yield self._train(run, slot))):
                     self._keep(run, self.folder(run) / "last.pt")
             missing = [protocol for protocol in self.args.protocols if self.found(run, protocol) is None]
@@ -156,12 +165,12 @@ class Ablation:
         write_json_atomic(self._record(run), {"identity": self._identity(run), "checkpoint": str(checkpoint),
                                               "sha256": sha256})
 
-    def _untrained(self, run: Run) -> None:
+    def _start(self, run: Run) -> Path | str:
         """The net that every training of this seed starts from: by name, or as an export where a file decides."""
         training = self.plan.trainings[run]
         model = training.recipe.model
         if not self.args.init and not model.width and model.bn_eps == own_eps(model.backbone):
-            return self._keep(run, f"{RANDOM}:{model.backbone}:{run.seed}")
+            return f"{RANDOM}:{model.backbone}:{run.seed}"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             net = build_backbone(model.backbone, model.width, model.bn_eps)
@@ -169,11 +178,27 @@ class Ablation:
         path = self.folder(run) / "untrained.safetensors"     # in a folder: NAME.json beside it is the run's record
         path.parent.mkdir(parents=True, exist_ok=True)
         write_export(path, net, {"recipe": training.recipe.to_dict(), "init": init, "step": 0})
-        return self._keep(run, path)
+        return path
+
+    def _supervise(self, run: Run, slot: Slot) -> Command:
+        """The net that the seed's trainings start from, trained with the labels of the other groups, in the manner of
+        `controls`: for as many steps, and with the batch and the flips of the pre-training."""
+        recipe = self.plan.trainings[run].recipe
+        optimise, sampling = recipe.optimise, recipe.sampling
+        settings = PLAIN | {"steps": optimise.steps, "batch": optimise.batch, "bn_group": min(GROUP, optimise.batch),
+                            "crops": 1, "flip": recipe.augment.flip_p > 0}
+        if optimise.epochs:
+            settings["epochs"] = optimise.epochs
+        settings = [f"finetune.{key}={str(value).lower()}" for key, value in settings.items()]
+        where = [one for one in self.args.evaluation if one.startswith("run.")]
+        view = [f"features.clip={sampling.clip}", f"features.size={sampling.size}", "features.clips=1"]
+        return self._command(run, slot, ["finetune"], str(self._start(run)), self.folder(run) / LABELLED,
+                             [*view, *settings, *where])
 
     def _train(self, run: Run, slot: Slot) -> Command:
         training = self.plan.trainings[run]
-        settings = _flags("--set", *slot.training, *training.kept, *self.args.settings, f"seed={run.seed}")
+        left_out = [] if run.group is None else [f"leave_out={json.dumps([run.group], ensure_ascii=False)}"]
+        settings = _flags("--set", *slot.training, *training.kept, *self.args.settings, f"seed={run.seed}", *left_out)
         return Command([
             *TORCHRUN, f"--nproc-per-node={slot.processes}", str(TRAINER), "--pipeline",
             training.name, "--store", str(self.args.store), "--out", str(self.folder(run)), "--resume",
@@ -181,16 +206,21 @@ class Ablation:
 
     def _evaluate(self, run: Run, slot: Slot, protocols: Sequence[str]) -> Command:
         """All of them in one process, which imports once; evaluate.run gives each its folder."""
-        python = [sys.executable] if slot.processes == 1 else [*TORCHRUN, f"--nproc-per-node={slot.processes}"]
         out = self.result(run, protocols[0])
         settings = dict.fromkeys(one for protocol in protocols for one in self.plan.evaluation(run, protocol))
+        return self._command(run, slot, protocols, self.checkpoint(run)["checkpoint"],
+                             out if len(protocols) == 1 else out.parent, settings)
+
+    def _command(self, run: Run, slot: Slot, protocols: Sequence[str], checkpoint: str, out: Path,
+                 settings: Iterable[str]) -> Command:
+        """evaluate.run on the run's splits."""
+        python = [sys.executable] if slot.processes == 1 else [*TORCHRUN, f"--nproc-per-node={slot.processes}"]
+        groups = self.args.groups if run.group is None else [run.group]
         return Command([
-            *python, "-m", "evaluate.run", "--protocol", ",".join(protocols), "--checkpoint",
-            self.checkpoint(run)["checkpoint"], "--store", str(self.plan.tested),
-            *self._given("train_split", "test_split", "leave_out"),
-            *_flags("--leave-out", *(f"group={name}" for name in self.args.groups)), "--out",
-            str(out if len(protocols) == 1 else out.parent), "--cache", str(self.out / "features"),
-            *_flags("--set", *slot.evaluation, *settings)], self.log(run), slot.environment)
+            *python, "-m", "evaluate.run", "--protocol", ",".join(protocols), "--checkpoint", checkpoint, "--store",
+            str(self.plan.tested), *self._given("train_split", "test_split", *(["leave_out"] if not groups else [])),
+            *_flags("--leave-out", *(f"group={name}" for name in groups)), "--out", str(out), "--cache",
+            str(self.out / "features"), *_flags("--set", *slot.evaluation, *settings)], self.log(run), slot.environment)
 
     def _given(self, *names: str) -> list[str]:
         """The flags among `names` that were given to us, to be handed on."""

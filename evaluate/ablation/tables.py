@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluate.ablation.plan import ALWAYS, BESIDE, MACLR, TABLE_1, TABLE_2, UNTRAINED
+from evaluate.ablation.plan import ALWAYS, BARE, BESIDE, MACLR, TABLE_1, TABLE_2, UNTRAINED
 from evaluate.metrics import mean_spread
 from evaluate.protocol import Table
 from evaluate.report.pictures import COLOURS
@@ -36,6 +36,7 @@ PAPER = {
     "i2d": {"seco": 74.39, "seco-ta": 74.22, "seco-sa": 75.02, "seco-ta-sa": 74.89, "mcl-s": 75.64, "mcl": 75.64},
 }
 PAPER_COLUMN = "linear top1"
+OF_GROUP = " of group "
 MOST = 4       # columns of scores side by side
 FEW = 4        # rows that stand side by side, a line a metric
 TITLE = 32     # characters of a panel's title a line
@@ -67,11 +68,12 @@ class Scores:
     def asked(self, column: str) -> tuple[str, str]:
         """(protocol, metric)"""
         protocol, _, metric = column.partition(" ")
-        return protocol, metric
+        return protocol, metric.partition(OF_GROUP)[0]
 
     def words(self, column: str) -> str:
-        """The metric in words, with its protocol where there are several."""
-        return label(*self.asked(column), len({self.asked(one)[0] for one in self.columns}) > 1)
+        """The metric in words, with its protocol where there are several, and its group where it is of one."""
+        words = label(*self.asked(column), len({self.asked(one)[0] for one in self.columns}) > 1)
+        return words + "".join(column.partition(OF_GROUP)[1:])
 
     def head(self, column: str, unit: str = "%") -> str:
         """A column's head; a correlation has no unit."""
@@ -85,6 +87,11 @@ class Scores:
         (mean, spread), number = mean_spread(values), self.measure(column).number
         few = f" ({len(values)} of {len(self.seeds)})" if len(values) < len(self.seeds) else ""
         return f"{number(mean)}{f' ± {number(spread)}' if spread is not None else ''}{few}"
+
+
+def column(protocol: str, metric: str, group: str | None = None) -> str:
+    """The name of a metric's column; of one group where each is left out in turn."""
+    return f"{protocol} {metric}" + ("" if group is None else f"{OF_GROUP}{group}")
 
 
 def headlines(protocol: str, metrics: Mapping[str, float]) -> list[str]:
@@ -195,7 +202,7 @@ def figure(scores: Scores, rows: Sequence[str]) -> Figure:
                                 (width - 0.25) / wide, height / high))
         for at, row in zip(places, rows):
             values = scale * np.array(list(scores.values[column].get(row, {}).values()))
-            colour = QUIET if row in ALWAYS else COLOURS[0] if row.startswith("seco") else COLOURS[1]
+            colour = QUIET if row in (*ALWAYS, *BARE) else COLOURS[0] if row.startswith("seco") else COLOURS[1]
             if len(values):
                 axes.plot(values, np.full(len(values), at), ".", color=colour, alpha=0.45, markersize=7)
                 axes.errorbar(values.mean(), at, xerr=values.std(ddof=1) if len(values) > 1 else None, fmt="|",

@@ -1,7 +1,4 @@
-"""What turns clips into features: a trained backbone, an exported one, an untrained one, or the mean image.
-
-B clips, L frames of SxS pixels, C features.
-"""
+"""What turns clips into features: a trained backbone, an exported one, an untrained one, or a hand-made baseline."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -10,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
+from evaluate.features.handmade import HANDMADE, MOVING
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
 from shared.nn.backbones import EPS, build_backbone
@@ -21,29 +18,19 @@ from shared.nn.exported import export_files, is_export, load_export
 from shared.nn.layers import Backbone
 from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS
 
-RANDOM, MEAN_IMAGE = "random", "mean-image"
+RANDOM = "random"
 PAPER_CLIP, PAPER_SIZE = "16x2", 224                        # docs/method.md 1.7
+COARSE = 112                                                # px, ours: of baselines that keep 16x16 cells
 # What others are trained on: MaCLR's visual pathway (docs/method.md 2.1) and the small ones, ours.
 VIEWS = {"slow_50": ("8x8", 224), "slow_tiny": ("4x4", 48), "r2plus1d_tiny": ("8x2", 48),
          **dict.fromkeys(("r2plus1d_18", "r2plus1d_18_tv", "r3d_18"), ("16x2", 112))}
 
 
-class MeanImage(nn.Module):
-    """The baseline that knows nothing of motion: the mean over the frames, at 32x32 pixels."""
-
-    name, size = MEAN_IMAGE, 32
-    features, frames = 3 * size ** 2, False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, L, S, S) -> (B, 3072)."""
-        return F.adaptive_avg_pool2d(x.mean(2), self.size).flatten(1)
-
-
 @dataclass(frozen=True)
 class Encoder:
-    """net: a Backbone or MeanImage, in eval mode; sha256: of the file, or of the weights where there is none; clip,
-    size: the view that it was trained on; provenance: where it comes from, for the report; run: the folder of its
-    training run, where it has one."""
+    """net: a Backbone or one of HANDMADE, in eval mode; sha256: of the file, or of the weights where there is none;
+    clip, size: the view that it was trained on; provenance: where it comes from, for the report; run: the folder of
+    its training run, where it has one."""
 
     text: str
     net: nn.Module
@@ -57,17 +44,21 @@ class Encoder:
         """Raises RequestError for clips that the network cannot take."""
         if isinstance(self.net, Backbone):
             self.net.h_shape(geometry.length, size)
+        elif isinstance(self.net, MOVING) and geometry.length < 2:
+            raise RequestError(f"{self.net.name} sees no motion in single frames, and the clip is {geometry}; expected "
+                               "two frames or more, such as --set features.clip=16x2")
 
 
 def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -> Encoder:
-    """A checkpoint of train/main.py, an export (.safetensors or its folder), `random:NAME[:seed]` or `mean-image`.
+    """A checkpoint of train/main.py, an export (.safetensors or its folder), random:NAME[:seed] or a name of HANDMADE.
 
     seed: of `random:NAME` without one. Raises RequestError, in one line, for anything else and for damaged files.
     """
     text = str(text)
-    if text == MEAN_IMAGE:
-        return Encoder(text, MeanImage().eval(), hashlib.sha256(text.encode()).hexdigest(), PAPER_CLIP, PAPER_SIZE,
-                       {"kind": MEAN_IMAGE, "backbone": MEAN_IMAGE})
+    if text in HANDMADE:
+        size = COARSE if HANDMADE[text] in MOVING else PAPER_SIZE
+        return Encoder(text, HANDMADE[text]().eval(), hashlib.sha256(text.encode()).hexdigest(), PAPER_CLIP, size,
+                       {"kind": text, "backbone": text})
     if text.partition(":")[0] == RANDOM:
         return _untrained(text, device, seed)
     path = Path(text)

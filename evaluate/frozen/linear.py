@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 from evaluate.folds import gather_features
 from evaluate.frozen.softmax import softmax_scores
 from evaluate.protocol import Request, Result
-from evaluate.recognition import check_classes, recognition
+from evaluate.recognition import check_classes, recognition, write_predictions
 from evaluate.settings import Linear
 from shared.cli import RequestError
 
@@ -38,7 +38,8 @@ class Answer:
 
 
 def run(request: Request) -> Result | None:
-    """Top-1, top-5 (where there are more than five classes), mean over classes; confusion figure, per-class table.
+    """Top-1, top-5 (where there are more than five classes), mean over classes; confusion figure, per-class table;
+    OUT/predictions.csv: what was said of every test video.
 
     Raises RequestError for splits that are wrong, videos without labels, a test class without training videos.
     """
@@ -46,7 +47,7 @@ def run(request: Request) -> Result | None:
     if found is None:
         return None
     settings = request.settings.linear
-    labels, scores, notes, cs = [], [], Counter(found.notes), []
+    labels, scores, notes, cs, videos = [], [], Counter(found.notes), [], []
     for fold in found.folds:
         classes = check_classes(fold.train.labels, fold.test.labels, found.classes, fold.train_name, fold.test_name)
         train, test = (np.searchsorted(classes, part.labels) for part in (fold.train, fold.test))
@@ -59,10 +60,13 @@ def run(request: Request) -> Result | None:
         wide[:, classes] = answer.scores
         labels.append(fold.test.labels)
         scores.append(wide)
+        videos += zip(fold.test.ids, fold.test.groups)
         notes.update(answer.notes)
         cs += [] if answer.c is None else [answer.c]
     learnt = np.unique(np.concatenate([fold.train.labels for fold in found.folds]))
-    result = recognition(request.out, found.classes, learnt, np.concatenate(labels), np.concatenate(scores))
+    labels, scores = np.concatenate(labels), np.concatenate(scores)
+    write_predictions(request.out, videos, found.classes, labels, scores)
+    result = recognition(request.out, found.classes, learnt, labels, scores)
     counts = {**found.counts, **({"c": median_low(cs)} if cs else {})}
     return dataclasses.replace(result, counts=counts, notes=list(notes))
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluate import metrics
-from evaluate.features.encoders import Encoder, MeanImage
+from evaluate.features.encoders import Encoder
 from evaluate.features.extract import View
+from evaluate.features.handmade import MeanImage
 from evaluate.features.vectors import from_main
 from evaluate.folds import Fold, gather_features
 from evaluate.frozen.linear import svm_scores

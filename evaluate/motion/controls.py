@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from evaluate import metrics
-from evaluate.features.encoders import MEAN_IMAGE, RANDOM, Encoder, open_encoder, untrained
+from evaluate.features.encoders import RANDOM, Encoder, open_encoder, untrained
 from evaluate.features.extract import View, choose
+from evaluate.features.handmade import HANDMADE, MeanImage
 from evaluate.features.vectors import from_main
 from evaluate.finetuned.job import FINETUNED
 from evaluate.finetuned.supervised import train_supervised
@@ -41,7 +42,7 @@ def run(request: Request) -> Result | None:
 
     Raises RequestError for a store that is not synthetic, has no groups or no truth, and for the mean image itself.
     """
-    if request.encoder.net.name == MEAN_IMAGE:
+    if request.encoder.net.name in HANDMADE:
         raise RequestError("controls: the mean image stands beside every checkpoint; give one that has a backbone, "
                            "such as RUN/last.pt or random:r2plus1d_tiny")
     index = Index.load(request.store)
@@ -73,7 +74,7 @@ def baselines(request: Request, index: Index, videos: int, view: View) -> dict[s
         if request.settings.controls.supervised_steps else {}
     return {RANDOM: [untrained(net.name, seed, device, net.width, net.eps)
                      for seed in range(request.settings.controls.untrained)],
-            **labelled, MEAN_IMAGE: [open_encoder(MEAN_IMAGE)]}
+            **labelled, MeanImage.name: [open_encoder(MeanImage.name)]}
 
 
 def supervised(request: Request, index: Index, videos: int, view: View) -> Encoder:

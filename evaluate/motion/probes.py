@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evaluate.features.cache import FeatureCache
-from evaluate.features.encoders import Encoder, MeanImage
+from evaluate.features.encoders import Encoder
 from evaluate.features.extract import View, read_ahead
+from evaluate.features.handmade import MeanImage
 from evaluate.features.vectors import collect, share_out
 from evaluate.frozen.retrieval import nearest
 from evaluate.settings import RunEvaluation

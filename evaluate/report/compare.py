@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.features.encoders import MEAN_IMAGE, RANDOM
+from evaluate.features.encoders import RANDOM
+from evaluate.features.handmade import HANDMADE
 from evaluate.protocol import Figure, Table
 from evaluate.report import page, pictures, results
 from evaluate.report.words import Measure, label, measure, sentence
 from shared.cli import RequestError
 from shared.pictures import figures
 
-BASELINES = MEAN_IMAGE, RANDOM     # kinds of checkpoints that no training has made
+BASELINES = *HANDMADE, RANDOM     # kinds of checkpoints that no training has made
 MOST_COLUMNS = 6      # metrics up to which each has a column; more are a line each, which a phone can hold
 
 

@@ -202,7 +202,7 @@ def test_evaluation_settings_go_to_the_protocols_that_have_them(plan):
     view = ["features.clip=8x2", "features.size=40", "clips=2", "run.device=cpu"]
     assert made.evaluation(run, "linear") == [*view, "c=2.0"]
     assert made.evaluation(run, "retrieval") == [*view, "block=4"]
-    assert made.splits["linear"] == {"train": ["train"], "test": ["test"], "leave_out": None}
+    assert made.splits("linear", run) == {"train": ["train"], "test": ["test"], "leave_out": None}
 
 
 def test_a_seed_of_all_rows_after_the_other(plan):
@@ -237,7 +237,7 @@ def test_what_is_finished_is_not_done_again(plan):
     assert evaluated.argv[evaluated.argv.index("--protocol") + 1] == "linear,retrieval"
     assert evaluated.argv[evaluated.argv.index("--out") + 1] == str(made.out / "results/mcl-seed0")
     found = {"protocol": "linear", "metrics": {"top1": 50.0}, "spread": {"top1": None}, "chance": {"top1": 12.5},
-             "settings": {**made.plan.used(run, "linear"), "view": {}}, "splits": made.plan.splits["linear"],
+             "settings": {**made.plan.used(run, "linear"), "view": {}}, "splits": made.plan.splits("linear", run),
              "checkpoint": made.checkpoint(run), "store": {"index": made.plan.generations[1]}}
     made.result(run, "linear").mkdir(parents=True)
     for change, missing in (({}, "retrieval"), ({"splits": {}}, "linear,retrieval"),

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from evaluate.features import vectors
 from evaluate.features.cache import FeatureCache
-from evaluate.features.encoders import MeanImage, open_encoder, weights_hash
+from evaluate.features.encoders import open_encoder, weights_hash
 from evaluate.features.extract import View, extract
+from evaluate.features.handmade import FrameDifference, MeanImage, MotionHistory
 from evaluate.protocol import load_settings
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
@@ -247,6 +248,27 @@ def test_mean_image_is_the_mean_over_the_frames():
     x = torch.randn(2, 3, 4, 64, 64)
     expected = x.mean(2).reshape(2, 3, 32, 2, 32, 2).mean((3, 5)).flatten(1)
     torch.testing.assert_close(MeanImage()(x), expected)
+
+
+def test_handmade_motion_is_where_grey_levels_change():
+    """A square of 16 px steps right by its own size at every frame over a flat ground, 80 grey levels above it."""
+    clip = torch.full((1, 3, 4, 64, 64), 0.2)
+    for frame in range(4):
+        clip[:, :, frame, 16:32, 16 * frame:16 * frame + 16] += 80 / 255
+    x = (clip - torch.tensor(MEAN).view(1, 3, 1, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1, 1)
+    changes = torch.zeros(3, 16, 16)                      # between two frames the old place and the new one change
+    for step in range(3):
+        changes[step, 4:8, 4 * step:4 * step + 8] = 1
+    torch.testing.assert_close(FrameDifference()(x), 80 * changes.mean(0).view(1, -1), atol=1e-3, rtol=1e-5)
+    history, faded = torch.zeros(16, 16), []
+    for moved in changes:
+        history = torch.where(moved > 0, 1.0, (history - 1 / 3).clamp(min=0))
+        faded.append(history)
+    torch.testing.assert_close(MotionHistory()(x), torch.stack(faded).mean(0).view(1, -1))
+    assert not FrameDifference()(x[:, :, :1].repeat(1, 1, 4, 1, 1)).any()
+    for name in ("frame-difference", "motion-history"):
+        with pytest.raises(RequestError, match=f"{name} sees no motion in single frames, and the clip is 1x1"):
+            open_encoder(name).check_view(ClipGeometry.parse("1x1"), 64)
 
 
 def test_untrained_networks_follow_their_seed():

@@ -1,0 +1,115 @@
+"""What each row's probe said of the videos of a group that pre-training and probe have not seen: tables a group.
+
+A row is a method, N seeds of it. Intervals are of 95 %: over the seeds by Student's t, over the videos by resampling
+them with replacement, the seeds averaged; rows are paired, within a seed and within a video.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from evaluate.ablation.plan import BARE, HANDMADE, MACLR, SUPERVISED, UNTRAINED, UNTRAINED_MACLR
+from evaluate.metrics import mean_spread
+from evaluate.protocol import Table
+
+PROTOCOL, METRIC = "linear", "top1"      # what the tables are made of
+DRAWS = 5_000      # resamplings of the videos
+BASES = "moco-ta-sa", "seco-ta-sa", "moco"     # contrast alone, from the nearest to the rows with alignment
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One group.
+
+    right: row -> seed -> {video: whether its class was said}; shared: what every row has seen of it, in the title's
+    words; chance: percent.
+    """
+
+    group: str
+    right: Mapping[str, Mapping[int, Mapping[str, bool]]]
+    chance: float
+    shared: str = ""
+
+    @property
+    def rows(self) -> list[str]:
+        return [row for row, seeds in self.right.items() if seeds]
+
+
+def matrix(seeds: Mapping[int, Mapping[str, bool]], chosen: Sequence[int] | None = None) -> np.ndarray:
+    """(seeds, videos) float64 of 0 and 1, the videos by name. Raises KeyError where two seeds were asked of others."""
+    videos = sorted(next(iter(seeds.values())))
+    return np.array([[float(seeds[seed][video]) for video in videos] for seed in chosen or seeds])
+
+
+def over_seeds(values: np.ndarray) -> tuple[float, float] | None:
+    """Interval of the mean of N seeds' values; None for one."""
+    if len(values) < 2:
+        return None
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def over_videos(values: np.ndarray) -> tuple[float, float]:
+    """Interval of the mean of M videos' values, (M,), by the bootstrap's percentiles, with a generator of its own."""
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(DRAWS)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def tables(asked: Sequence[Asked]) -> list[Table]:
+    """Of every group the rows' accuracies and their paired differences."""
+    return [table for one in asked if one.rows for table in (_accuracies(one), _differences(one)) if table.rows]
+
+
+def _accuracies(asked: Asked) -> Table:
+    rows = []
+    for row in asked.rows:
+        values = 100 * matrix(asked.right[row])
+        seeds = values.mean(1)
+        mean, spread = mean_spread(seeds)
+        rows.append([row, f"{mean:.1f}{f' ± {spread:.1f}' if spread is not None else ''}", _span(over_seeds(seeds)),
+                     _span(over_videos(values.mean(0))), " / ".join(f"{value:.1f}" for value in seeds)])
+    return Table(f"Group {asked.group} left out: {asked.shared}chance {asked.chance:.1f} %",
+                 ["row", "top-1 accuracy, %", "95 % over seeds", "95 % over videos", "each seed"], rows)
+
+
+def _differences(asked: Asked) -> Table:
+    rows = []
+    for one, other in pairs(asked.rows):
+        ours, theirs = asked.right[one], asked.right[other]
+        seeds = [seed for seed in ours if seed in theirs]
+        if other in HANDMADE:                        # which no seed changes
+            seeds, theirs = list(ours), dict.fromkeys(ours, next(iter(theirs.values())))
+        if not seeds:
+            continue
+        gaps = 100 * (matrix(ours, seeds) - matrix(theirs, seeds))
+        means = gaps.mean(1)
+        mean, spread = mean_spread(means)
+        rows.append([f"{one} less {other}", f"{mean:+.1f}{f' ± {spread:.1f}' if spread is not None else ''}",
+                     f"{(means > 0).sum()} of {len(means)}", _span(over_seeds(means)),
+                     _span(over_videos(gaps.mean(0)))])
+    return Table(f"Group {asked.group}: differences within a seed and a video, points",
+                 ["rows", "top-1", "seeds above 0", "95 % over seeds", "95 % over videos"], rows)
+
+
+def pairs(rows: Sequence[str]) -> list[tuple[str, str]]:
+    """(row, what it is compared with): of every trained row the net that it starts from, of every one with motion also
+    contrast alone, and the baselines that nothing has trained."""
+    made = []
+    for row in rows:
+        if row in (*HANDMADE, UNTRAINED, UNTRAINED_MACLR):
+            continue
+        maclr, bare = row in MACLR, row in (*BARE, *BASES, "maclr-visual")
+        others = [UNTRAINED_MACLR if maclr else UNTRAINED]
+        if not bare:
+            others += ["maclr-visual"] if maclr else BASES[:2]
+            others += [*HANDMADE, SUPERVISED]
+        made += [(row, other) for other in others if other in rows]
+    return made
+
+
+def _span(ends: tuple[float, float] | None) -> str | None:
+    return None if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
