@@ -1,8 +1,11 @@
 """The GPU kernels without a GPU: their arithmetic, tiles and sequence run as C++; for GPUs they must compile."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,7 +78,47 @@ def test_memory_a_pair_stays_within_the_bound(host_device):
             assert total <= cuda.BYTES_A_PIXEL * height * width * pairs
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+GUARDED = """
+import ctypes, sys
+import numpy as np
+sys.path.insert(0, sys.argv[2])
+from conftest import HostDevice
+from preprocess.flow import _at_scale, parameters
+from preprocess.flow.batch import BatchSolver
+device = HostDevice(ctypes.CDLL(sys.argv[1]), guarded=True)
+rng = np.random.default_rng(0)
+for preset, overrides, size in [("default", {"warps": 1}, (33, 58)), ("fast", {"warps": 1, "median": 3}, (57, 130)),
+                                ("half", {"warps": 1}, (64, 72)), ("reference", {"warps": 1, "outer": 2,
+                                "iterations": 3}, (16, 17))]:
+    settings, frames = _at_scale(parameters(preset, **overrides), rng.uniform(0, 255, (3, *size)).astype(np.float32))
+    solver = BatchSolver(device, *frames.shape[1:], settings, 2, 3)
+    solver.images[0][:] = frames
+    flow = solver.run(2, 3, 1)
+    assert np.isfinite(flow).all() and flow.any()
+print(device.launches, "launches")
+if sys.argv[3:]:
+    device.library.split(ctypes.c_void_p(device.libc.malloc(256)), ctypes.c_void_p(device.libc.malloc(252)), 8, 4, 1)
+"""
+
+
+@pytest.mark.slow
+def test_no_kernel_reads_or_writes_outside_its_buffers(tmp_path, build_kernels):
+    """Every kernel in its order, under the address sanitizer, each buffer as long as the kernel may go; then one that
+    is a value too short, which must be found."""
+    library = build_kernels(tmp_path, "-fsanitize=address", "-fno-omit-frame-pointer")
+    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip("no address sanitizer")
+    def run(*more):
+        return subprocess.run([sys.executable, "-c", GUARDED, library, Path(__file__).parent, *more], text=True,
+                              capture_output=True, env={**os.environ, "LD_PRELOAD": runtime,
+                                                        "ASAN_OPTIONS": "detect_leaks=0"})
+    whole, short = run(), run("short")
+    assert whole.returncode == 0 and "launches" in whole.stdout, whole.stderr[-3000:]
+    assert short.returncode and "heap-buffer-overflow" in short.stderr
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_kernels_compile_for_gpus(tmp_path, architecture):
     compiler = shutil.which("nvcc")
     if compiler is None:
@@ -88,6 +131,10 @@ def test_kernels_compile_for_gpus(tmp_path, architecture):
     assert "warning" not in report.stderr, report.stderr
     spilt = [int(count) for count in re.findall(r"(\d+) bytes spill stores", report.stderr)]
     assert len(spilt) == 11 and max(spilt) <= 16, report.stderr
+    # Two blocks of iterate a multiprocessor, as TILED_KERNEL asks: 64 Ki registers and 100 KiB shared hold both.
+    registers, shared = re.search(r"'iterate' for .*?Used (\d+) registers.*? (\d+) bytes smem", report.stderr,
+                                  re.DOTALL).groups()
+    assert 2 * int(registers) * np.prod(cuda.TILE_THREADS) <= 65536 and 2 * int(shared) <= 100 << 10
 
 
 def test_without_cupy_auto_is_cpu_and_cuda_says_why():
