@@ -136,5 +136,5 @@ class MaCLR(Learner):
             momentum_update(self.motion_key, self.motion_query, momentum)
             if heads := self._of("motion", 1):
                 keys["motion"] = self._encode_key(self.motion_key, self._motion_clips(views)[1], heads, 1)
-        self.step += 1
+        self._count()
         return keys

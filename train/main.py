@@ -79,10 +79,22 @@ def main(argv: Sequence[str]) -> int:
         stack.callback(close_world, world)
         try:
             return train(args, training, world, threads, stack)
+        except torch.OutOfMemoryError as error:
+            raise Stopped(too_large(training.recipe, world, error)) from error
         except RuntimeError as error:
             if lost_peer(error, world):
                 raise Stopped(f"another process of this run ended ({str(error).splitlines()[0]}); {RESUME}") from error
             raise
+
+
+def too_large(recipe: Pretraining, world: World, error: torch.OutOfMemoryError) -> str:
+    """What to do where a step does not fit into the device's memory: half the batch, in whole BN groups a process."""
+    batch, share = recipe.optimise.batch, world.size * recipe.contrast.bn_group
+    less = batch // 2 // share * share
+    return (f"a step of optimise.batch {batch} does not fit into the memory of {world.device} "
+            f"({str(error).split('. GPU')[0].strip('.')}); "
+            + (f"set --set batch={less}, with another --out since a run keeps its batch, or " if less else "")
+            + "use a smaller sampling.size, or more processes")
 
 
 def prepare_torch(training: Training, world: World) -> int:

@@ -176,6 +176,8 @@ class Learner(nn.Module):
         self.classifier = nn.Linear(3 * model.dim, 2) if "order" in self.heads else None
         self.queue = Queue(contrast.queue, model.dim, seed)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))         # forwards so far: seeds the shuffles
+        self.forwards = 0       # the same number on the host, where reading it does not wait for the device
+        self.register_load_state_dict_post_hook(lambda learner, _: setattr(learner, "forwards", int(learner.step)))
 
     def _heads(self) -> list[str]:
         """One head a term whose weight is ever above 0; the inter head also makes the queue and the alignment."""
@@ -252,14 +254,18 @@ class Learner(nn.Module):
         for number, x in enumerate(views):
             heads = [name for name in self.heads if name != "order" or number > 0]
             keys.append(self._encode_key(self.key, x, heads, number))
-        self.step += 1
+        self._count()
         return keys
+
+    def _count(self) -> None:
+        self.step += 1
+        self.forwards += 1
 
     def _encode_key(self, encoder: Encoder, x: Tensor, heads: Sequence[str], number: int) -> dict[str, Tensor]:
         """Embeddings (B, D) of one key's view by head, its BN among other companions; number: of the view."""
         def encode(x: Tensor) -> Tensor:
             return torch.cat(list(encoder(x, heads)[0].values()), 1)
-        rows = self.shuffle.encode(encode, x, int(self.step), number)
+        rows = self.shuffle.encode(encode, x, self.forwards, number)
         return dict(zip(heads, rows.chunk(len(heads), 1)))
 
     def _alignment_weight(self, epoch: int) -> float:

@@ -122,7 +122,7 @@ def exchange(rows: Tensor, permutation: Tensor, world: World) -> Tensor:
     permutation: (W * B,) int64 on the CPU, the same on every rank.
     """
     if world.size == 1:
-        return rows[permutation.to(rows.device)]
+        return rows[permutation.to(rows.device, non_blocking=True)]
     b = len(rows)
     source = permutation.view(world.size, b)                       # [d, i]: global row that ends as row i of rank d
     mine = source[world.rank]

@@ -245,6 +245,18 @@ def test_imagenet_weights_and_their_hash(store, tmp_path, quiet_torch):
     assert load(run / "last.pt")["provenance"]["init"] == init
 
 
+@pytest.mark.parametrize("group, advice", [(2, "set --set batch=2, with another --out .*, or use"), (4, "; use a")])
+def test_a_device_without_room_is_told_with_the_batch_to_set(store, tmp_path, quiet_torch, monkeypatch, group, advice):
+    """No GPU here: its allocator's own words."""
+    def forward(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of ...")
+    monkeypatch.setattr("train.moco.Learner.forward", forward)
+    with pytest.raises(Stopped, match=r"a step of optimise.batch 4 does not fit into the memory of cpu \(CUDA out of "
+                       r"memory. Tried to allocate 2.00 GiB\)") as stop:
+        main.main(command(store, tmp_path / "run", "--set", f"bn_group={group}"))
+    assert re.search(advice, str(stop.value)) and "\n" not in str(stop.value)
+
+
 def test_stops_before_an_update_that_is_not_finite(store, tmp_path, quiet_torch):
     with pytest.raises(Stopped) as stop:
         train(store, tmp_path, *"--set lr=1e30 --set checkpoint_steps=1 --set images_every=0".split())
