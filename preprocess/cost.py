@@ -46,6 +46,11 @@ class Cost:
     files: int = 0
     packs: dict[str, int] = field(default_factory=dict)
 
+    def share(self, share: float) -> "Cost":
+        """That of so large a part of the packs, which are not told one by one."""
+        return replace(self, frames=self.frames * share, cpu_s=self.cpu_s and self.cpu_s * share,
+                       wall_s=self.wall_s and self.wall_s * share, bytes=self.bytes * share, packs={})
+
 
 def measure_cost(packs: list[PlannedPack], catalog: Catalog, recipe: Recipe, run: Run,
                  reader: InProcess | ChildProcess = InProcess(), probes: dict[str, Probe] | None = None) -> Cost:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from preprocess import plan as planning
 from preprocess.cost import Cost, time_limit
 from preprocess.engines import Engine, Outcome, Resources, open_engine
+from preprocess.life import Life
 from preprocess.machine import machine_cores, machine_memory
 from preprocess.plan import Plan
 from preprocess.session import Session
@@ -19,8 +20,7 @@ from preprocess.task import Misplanned, PackReport, PackTask, make_pack
 from shared import cli
 from shared.cli import Progress, Stopped, duration, plural, size
 from shared.recipes.preprocessing import Pipeline, Run
-from shared.store.lease import held
-from shared.store.place import ObjectPath, Place
+from shared.store.place import ObjectPath
 from shared.store.tables import FailureRow
 from shared.store.verify import ROOT
 
@@ -135,7 +135,7 @@ def _make(session: Session, tasks: list[PackTask], cost: Cost, crew: Crew,
     # The longest first: else one worker is left with a long pack when all others have done.
     ready = sorted((task for task in tasks if len(task.lost) < len(task.videos)),
                    key=lambda task: task.frames * math.prod(task.frame_size), reverse=True)
-    outcomes = _outcomes(fn, ready, cost, crew)
+    outcomes = _outcomes(fn, ready, cost, crew, session.life)
     lost = (Outcome(task, PackReport(task, None, (), task.lost, (), 0, 0.0)) for task in tasks
             if len(task.lost) == len(task.videos))   # nothing is left of it to be made
     for outcome in itertools.chain(lost, outcomes):
@@ -143,28 +143,33 @@ def _make(session: Session, tasks: list[PackTask], cost: Cost, crew: Crew,
             session.deaths.append(outcome)
             deaths.append(outcome)
         else:
-            _insist_on_pack(session.store, outcome.value)
+            _insist_on_pack(session, outcome.value)
             session.take(outcome.value)
             tally.take(outcome.value)
             misplanned += outcome.value.misplanned
     return misplanned, deaths
 
 
-def _insist_on_pack(store: Place, report: PackReport) -> None:
+def _insist_on_pack(session: Session, report: PackReport) -> None:
     """Raises Stopped where a worker's pack is not where this process looks for it: their stores are two."""
-    deadline = time.monotonic() + PATIENCE_S
+    store, deadline = session.store, time.monotonic() + PATIENCE_S
     while report.pack and not (store / report.pack.path / ROOT).exists():
-        if isinstance(store, ObjectPath):
-            held(store)   # or else another run has taken over, and removed it
+        session.confirm()   # or else another run has taken over, and removed it
         if isinstance(store, ObjectPath) or time.monotonic() > deadline:   # a network file system may lag behind
             raise Stopped(f"worker {report.worker} has written {store}/{report.pack.path}, and {os.uname().nodename} "
                           "does not see it; give a --store that this machine and all workers share")
         time.sleep(0.5)
 
 
-def _outcomes(fn: Callable, tasks: list[PackTask], cost: Cost, crew: Crew) -> Iterator[Outcome]:
+def _outcomes(fn: Callable, tasks: list[PackTask], cost: Cost, crew: Crew, life: Life) -> Iterator[Outcome]:
     """The engine's outcomes, done or lethal. Every other error is the machine's or ours, and raised."""
-    for outcome in crew.engine.map_unordered(fn, tasks, _limits(tasks, cost, crew), crew.run.retries):
+    def begun() -> Iterator[PackTask]:
+        for task in tasks:
+            life.begin(task.name)
+            yield task
+
+    for outcome in crew.engine.map_unordered(fn, begun(), _limits(tasks, cost, crew), crew.run.retries):
+        life.lost(outcome.task.name)
         error = outcome.error
         if isinstance(error, MemoryError):
             outcome = replace(outcome, kind="memory")
@@ -197,7 +202,7 @@ def _find_killers(session: Session, deaths: list[Outcome], cost: Cost, crew: Cre
             trials.append(replace(task, name=f"{task.name}-{number}", videos=(video,), trial=True,
                                   attempts=task.attempts[number:number + 1], kept=task.kept[number:number + 1]))
             packs[trials[-1].name] = task.name
-    for outcome in _outcomes(make_pack, trials, cost, crew):
+    for outcome in _outcomes(make_pack, trials, cost, crew, session.life):
         if outcome.kind in LETHAL:
             session.deaths.append(outcome)
             killers[packs[outcome.task.name]].append(_row(outcome, limits))

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess import relabel
+from preprocess.life import await_silence
 from shared import cli, motion
 from shared.cli import Progress, RequestError, plural
 from shared.clips.index import ClipGeometry, ClipIndexer
@@ -38,7 +39,7 @@ from shared.store.objects import fetched, upload_pack
 from shared.store.packs import write_array
 from shared.store.place import ObjectPath, Place, store_argument
 from shared.store.rebuild import build_index, with_unpacked
-from shared.store.record import fsync_directory, read_json, write_atomic, write_json_atomic, write_synced
+from shared.store.record import each_record, fsync_directory, write_atomic, write_json_atomic, write_synced
 from shared.store.shards import ReadCounts, ShardReader
 from shared.store.tables import PackRow
 from shared.store.verify import ROOT, hash_file, read_root, read_whole, seal_attributes
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         raise RequestError(f"--clips: {error}") from None
     with damage_stops(store), store_lock(store):
+        await_silence(store)
         sweep_partials(store)
         if geometry:
             add_everywhere(store, geometry)
@@ -103,10 +105,8 @@ def restore_description(store: Place) -> str:
         return ""
     except (FileNotFoundError, StoreError):
         pass
-    for path in sorted((store / "records").glob("[!.]*.json"), reverse=True):
-        try:
-            record = read_json(path)
-        except StoreError:
+    for path, record in reversed(list(each_record(store))):
+        if isinstance(record, StoreError):
             continue
         document = {"format": FORMAT, **{key: record.get(key) for key in ("dataset", "classes", "recipe")},
                     "recipe_hash": ""}

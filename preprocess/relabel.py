@@ -24,7 +24,7 @@ from shared.store.layout import StoreError, document_bytes, group_document
 from shared.store.lease import held
 from shared.store.place import ObjectPath, Place
 from shared.store.rebuild import build_index, with_unpacked
-from shared.store.record import read_json, write_atomic, write_json_atomic, write_record
+from shared.store.record import each_record, write_atomic, write_json_atomic, write_record
 from shared.store.tables import DROPPED, FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT, attributes_crc, read_root
 
@@ -154,10 +154,8 @@ def _write_root(store: Place, row: PackRow, attributes: dict, before: Sequence[V
 
 def _record(store: Place, classes: list[str]) -> None:
     """A record with the classes of now, from which a lost store.json comes back."""
-    for path in sorted((store / "records").glob("[!.]*.json"), reverse=True):
-        try:
-            last = read_json(path)
-        except StoreError:
+    for _, last in reversed(list(each_record(store))):
+        if isinstance(last, StoreError):
             continue
         write_record(store, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}", {
             "status": "done", "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": shlex.join(sys.argv),

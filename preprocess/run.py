@@ -6,12 +6,14 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from preprocess import cost as costing
 from preprocess import drive, engines
 from preprocess import flow as optical_flow
+from preprocess.parts import Arrival, PartSession, parse_part
 from preprocess.plan import Plan
 from preprocess.session import Session, agree, check_place, stored_recipe
 from preprocess.stages import FlowError, flow_parameters
@@ -25,6 +27,10 @@ from shared.store.index import Index
 from shared.store.layout import damage_stops
 from shared.store.place import Place, store_argument
 from shared.videos.isolate import ChildProcess, InProcess
+
+ALONE = {"--address": "parts need no cluster, and a cluster no parts; leave one of them out",
+         "--plan": "without --part it shows the plan of all",
+         "--retry-failed": "run without --part once the parts have ended, which also closes the store"}
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -40,6 +46,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         "--address; ray: likewise; serial: in this process, for debugging")
     parser.add_argument("--workers", type=int, help="packs made side by side; default: one a core, or one a GPU")
     parser.add_argument("--address", help="of a running cluster: tcp://HOST:8786 for dask, auto or HOST:6379 for ray")
+    parser.add_argument("--part", metavar="i/N", help="make packs i, i+N, ... of a plan that N processes on any "
+                        "machines share, with --workers 1 unless you say otherwise; slurm: by this task of a job array")
     parser.add_argument("--flow", help=f"flow backend: {', '.join(optical_flow.BACKENDS)} (default auto)")
     parser.add_argument("--plan", action="store_true", help="print what it would take, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="try the videos of failures.csv again")
@@ -47,6 +55,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help="replace a setting of pipelines.yaml, such as clips.step=8")
     args = parser.parse_args(argv)
     engines.check_request(args.engine, args.workers, args.address)
+    if args.part is not None:
+        args.part = parse_part(args.part)
+        for flag, given in (("--address", args.address), ("--plan", args.plan), ("--retry-failed", args.retry_failed)):
+            if given:
+                raise RequestError(f"--part and {flag} do not go together: {ALONE[flag]}")
+        args.workers = args.workers or (None if args.engine == "serial" else 1)
     return args
 
 
@@ -58,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     store = absolute("--store", args.store or Path("stores", args.dataset))
     annotations = args.annotations and absolute("--annotations", args.annotations)
     check_place(store, root)
-    with damage_stops(store):
+    with damage_stops(store), Arrival(store, args.part) if args.part else nullcontext() as arrival:
         pipeline = load_pipeline(args.dataset, args.recipe, settings, stored=stored_recipe(store))
         pipeline = resolve(pipeline, elsewhere=bool(args.address))
         agree(store, pipeline)
@@ -67,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
         try:
             if args.plan:
                 return show_plan(Session.look(store, pipeline, catalog), args.retry_failed, reader)
+            if arrival:
+                return execute_part(arrival, pipeline, catalog, args, reader)
             with Session.open(store, pipeline, catalog) as session:
                 return execute(session, args, reader)
         except FlowError as error:
@@ -135,14 +151,37 @@ def prepare(session: Session, retry_failed: bool,
     return plan, cost
 
 
-def execute(session: Session, args: argparse.Namespace, reader: InProcess | ChildProcess) -> int:
+def execute_part(arrival: Arrival, pipeline: Pipeline, catalog: Catalog, args: argparse.Namespace,
+                 reader: InProcess | ChildProcess) -> int:
+    """The plan, where this part is the first; then its share of it. Returns FAILURES where some of that failed, or
+    where headers told the plan's maker so."""
+    failures = []
+    if not arrival.plan:
+        session = arrival.planner(pipeline, catalog)
+        plan, cost = prepare(session, False, reader)
+        costing.refuse_if_too_large(cost, session.store)
+        arrival.write(session, plan, cost)
+        failures = plan.failures
+    run = replace(pipeline.run, threads=pipeline.run.threads or 1)
+    session = PartSession(replace(pipeline, run=run), catalog, arrival)
+    session.failures |= {row.video: row for row in failures}
+    plan, cost = session.share(reader)
+    print(f"part     {args.part}: {len(plan.packs):,} of the {plural(len(session.shared.packs), 'pack')} of "
+          f"{session.shared.name}", flush=True)
+    for note in session.remarks():
+        print(f"note     {note}", flush=True)
+    return execute(session, args, reader, (plan, cost))
+
+
+def execute(session: Session, args: argparse.Namespace, reader: InProcess | ChildProcess,
+            planned: tuple[Plan, costing.Cost] | None = None) -> int:
     """Plan, make every pack, publish, sum up. Returns DONE, or FAILURES where failures.csv has rows."""
     crew = None
     if args.address:   # a wrong one is told before hours of probing
         crew = drive.start(args.engine, args.workers, args.address, session.pipeline)
     status, begun = "stopped", False
     try:
-        plan, cost = prepare(session, args.retry_failed, reader)
+        plan, cost = planned or prepare(session, args.retry_failed, reader)
         reader.close()
         costing.refuse_if_too_large(cost, session.store)
         if plan.packs and not crew:

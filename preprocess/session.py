@@ -6,12 +6,14 @@ import shlex
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from preprocess import plan as planning
 from preprocess.engines import Outcome
+from preprocess.life import Life, await_silence
 from preprocess.machine import device, versions
 from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
@@ -22,14 +24,16 @@ from shared.recipes.settings import differences, spelt
 from shared.store.committed import sweep_partials
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import FORMAT, StoreError
+from shared.store.lease import held
 from shared.store.lock import store_lock
 from shared.store.objects import sweep_prefixes
 from shared.store.place import ObjectPath, Place
 from shared.store.rebuild import build_index, lost_packs
-from shared.store.record import read_json, write_json_atomic, write_record
+from shared.store.record import each_record, write_json_atomic, write_record
 from shared.store.tables import DROPPED, FailureRow, PackRow, VideoRow
 from shared.videos.isolate import ChildProcess, InProcess
 
+PLAN = "plan"        # kind, and beginning of the name, of a plan that parts share
 PUBLISH_SHARE = 50   # a publication takes at most so small a share of the time between two
 TRACEBACKS = 20      # kept in a record
 
@@ -48,7 +52,8 @@ def check_place(store: Place, root: Path) -> None:
     if (store / "packs").is_dir():
         raise RequestError(f"{store} has packs but no store.json; `python -m preprocess.reindex {store}` restores it "
                            f"from the records")
-    if any(not re.fullmatch(r"\.lock|\..+\.[0-9a-f]{32}\.partial", entry.name) for entry in store.iterdir()):
+    if any(not re.fullmatch(r"\.lock|\..+\.[0-9a-f]{32}\.partial", entry.name) for entry in store.iterdir()
+           if entry.name != "records" or not all(re.fullmatch(r"life-.+|\..+", sign.name) for sign in entry.iterdir())):
         raise RequestError(f"{store} is no store and not empty; choose a new or an empty folder")
 
 
@@ -83,7 +88,7 @@ def agree(store: Place, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
 class Session:
     """The state of a store and its catalog. `look` only reads; `open` holds the store's lock until it is left."""
 
-    def __init__(self, store: Place, pipeline: Pipeline, catalog: Catalog):
+    def __init__(self, store: Place, pipeline: Pipeline, catalog: Catalog, life: Life | None = None):
         self.store, self.catalog = store, catalog
         self.packs: dict[str, PackRow] = {}
         self.videos: dict[str, VideoRow] = {}
@@ -93,10 +98,11 @@ class Session:
         self.catalog = self._relabel(catalog)
         self.recipe = self.pipeline.recipe
         self.hash = pack_recipe_hash(self.recipe.to_dict())
-        self.lock = None
+        self.held = ExitStack()   # lock and sign of life
         self.lost: list[str] = []
-        self.records, self.bad_records = self._read_records()
-        self.name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+        self.records, self.plans, self.bad_records = self._read_records()
+        self.name = life.name if life else f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+        self.life = life or Life(store, self.name)
         self.record = {}
         self.reports: list[PackReport] = []
         self.deaths: list[Outcome] = []
@@ -120,33 +126,38 @@ class Session:
 
         Raises RequestError where another run is writing, or where the store holds another dataset or recipe.
         """
-        lock = store_lock(store)
-        lock.__enter__()
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(store_lock(store))
             session = cls(store, pipeline, catalog)
-            session.lock = lock
-            sweep_partials(store)
-            known = Index.load(store) if (store / "current").exists() else None
-            session.lost = lost_packs(store, known) if known else []
-            packs, videos, failures = build_index(store, known, drop_lost=True)
-            if isinstance(store, ObjectPath):
-                sweep_prefixes(store, packs, superseded=False)
-            session.packs = {row.pack: row for row in packs}
-            session.videos = {row.id: row for row in videos}
-            session.failures = {row.video: row for row in failures}
-            for row in read_failures(store):
-                if row.video not in session.videos or row.video in session.failures:
-                    session.failures[row.video] = row
-            return session
-        except BaseException:
-            lock.__exit__(None, None, None)
-            raise
+            stack.callback(session.life.close)
+            session.life.start()
+            await_silence(store)
+            session.take_in(alone=True)
+            session.held = stack.pop_all()
+        return session
+
+    def take_in(self, alone: bool) -> None:
+        """The state of the store, whose lock is held. alone: what nobody has published and nobody has finished is
+        nobody's, and swept."""
+        if alone:
+            sweep_partials(self.store)
+        known = Index.load(self.store) if (self.store / "current").exists() else None
+        self.lost = lost_packs(self.store, known) if known else []
+        packs, videos, failures = build_index(self.store, known, drop_lost=True)
+        if alone and isinstance(self.store, ObjectPath):
+            sweep_prefixes(self.store, packs, superseded=False)
+        self.packs = {row.pack: row for row in packs}
+        self.videos = {row.id: row for row in videos}
+        self.failures = {row.video: row for row in failures}
+        for row in read_failures(self.store):
+            if row.video not in self.videos or row.video in self.failures:
+                self.failures[row.video] = row
 
     def __enter__(self) -> "Session":
         return self
 
     def __exit__(self, *exception) -> None:
-        self.lock.__exit__(None, None, None)
+        self.held.close()
 
     def _relabel(self, catalog: Catalog) -> Catalog:
         """Labels as the store numbers them: classes that came later have later numbers."""
@@ -156,15 +167,16 @@ class Session:
         videos = tuple(replace(v, label=numbers.get(v.class_name, -1)) for v in catalog.videos)
         return replace(catalog, classes=self.classes, videos=videos)
 
-    def _read_records(self) -> tuple[list[dict], list[str]]:
-        """The records of earlier runs, oldest first, and the names of those that are damaged."""
+    def _read_records(self) -> tuple[list[dict], list[dict], list[str]]:
+        """The records of earlier runs, oldest first, the plans of parts, and the names of what is damaged."""
         good, bad = [], []
-        for path in sorted((self.store / "records").glob("[!.]*.json")):
-            try:
-                good.append(read_json(path))
-            except StoreError:
+        for path, record in each_record(self.store):
+            if isinstance(record, StoreError):
                 bad.append(path.name)
-        return good, bad
+            else:
+                good.append(record)
+        plans = [plan for _, plan in each_record(self.store, PLAN, f"{PLAN}-*") if isinstance(plan, dict)]
+        return good, plans, bad
 
     @property
     def done(self) -> set[str]:
@@ -206,7 +218,7 @@ class Session:
         if retry_failed:
             todo |= {video for video, row in self.failures.items() if row.stage != DROPPED} & listed
         unfinished = []
-        for record in self.records:
+        for record in self.records + self.plans:
             unfinished += [PlannedPack.from_list(row) for row in record.get("plan", ()) if row[0] not in self.packs]
         retried = self.attempts() if retry_failed else {}
         plan = planning.make_plan(self.catalog, self.recipe, todo, () if retry_failed else unfinished, retried, reader)
@@ -215,12 +227,23 @@ class Session:
                           for path in self.catalog.unnamed if retry_failed or path not in self.failures]
         return plan
 
-    def begin(self, plan: Plan, engine: str, cluster: dict) -> None:
-        """Write store.json and the run's record with its plan: from here on the run can be resumed. cluster: what the
-        engine says of itself and its workers."""
+    def describe(self) -> None:
+        """Write store.json."""
         write_json_atomic(self.store / "store.json", {
             "format": FORMAT, "dataset": self.pipeline.dataset, "classes": list(self.classes),
             "recipe": self.recipe.to_dict(), "recipe_hash": recipe_hash(self.recipe.to_dict())})
+
+    def begin(self, plan: Plan, engine: str, cluster: dict) -> None:
+        """Write store.json and the run's record with its plan: from here on the run can be resumed. cluster: what the
+        engine says of itself and its workers."""
+        self.describe()
+        self.start_record(plan, engine, cluster)
+        for row in plan.failures:
+            self.failures[row.video] = row
+        self.publish()
+        self.begun = self.made = time.monotonic()
+
+    def start_record(self, plan: Plan, engine: str, cluster: dict) -> None:
         self.record = {
             "status": "running", "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": shlex.join(sys.argv),
             "versions": versions(), "device": device(self.recipe.flow.backend), "engine": engine,
@@ -229,22 +252,24 @@ class Session:
             "recipe": self.recipe.to_dict(), "videos_root": str(self.catalog.root),
             "absent": list(self.catalog.absent), "ignored": self.catalog.ignored,
             "plan": [pack.to_list() for pack in plan.packs]}
+        self.write_record()
+        self.life.planned(len(plan.packs))
+
+    def write_record(self) -> None:
         write_record(self.store, self.name, self.record)
-        for row in plan.failures:
-            self.failures[row.video] = row
-        self.publish()
-        self.begun = self.made = time.monotonic()
 
     def replan(self, misplanned: list[Misplanned], plan: Plan) -> list[PlannedPack]:
         """Packs for the videos whose headers were wrong, with what decoding showed; they join the record's plan."""
         packs = planning.group_packs(planning.with_corrections(plan.probes, misplanned), self.recipe, self.attempts())
         self.record["plan"] += [pack.to_list() for pack in packs]
-        write_record(self.store, self.name, self.record)
+        self.life.packs_planned += len(packs)
+        self.write_record()
         return packs
 
     def take(self, report: PackReport) -> None:
         """A task's report becomes part of the state; the index is published now and then."""
         self.reports.append(report)
+        self.life.take(report)
         self.made = time.monotonic()
         if report.pack:
             self.packs[report.pack.pack] = report.pack
@@ -254,8 +279,16 @@ class Session:
             if row.id not in failed:
                 self.failures.pop(row.id, None)
         self.failures |= failed
-        if time.monotonic() - self.published > max(self.pipeline.run.publish_s, PUBLISH_SHARE * self.publishing_s):
+        if time.monotonic() - self.published > self.publish_every_s():
             self.publish()
+
+    def publish_every_s(self) -> float:
+        return max(self.pipeline.run.publish_s, PUBLISH_SHARE * self.publishing_s)
+
+    def confirm(self) -> None:
+        """Raises Stopped where another run has taken over the store."""
+        if isinstance(self.store, ObjectPath):
+            held(self.store)
 
     def publish(self) -> None:
         """Put what is committed in force."""
@@ -267,10 +300,7 @@ class Session:
 
     def finish(self, status: str) -> None:
         """Publish, and complete the record: counts, CPU seconds by stage, and what each worker did."""
-        sweep_partials(self.store)
-        self.publish()
-        if isinstance(self.store, ObjectPath):
-            sweep_prefixes(self.store, self.packs.values(), superseded=True)
+        self.settle(status)
         wall = time.monotonic() - self.started
         stages, workers = Counter(), {}
         for report in self.reports:
@@ -289,7 +319,14 @@ class Session:
             "deaths": [{"task": death.task.name, "kind": death.kind, "attempts": death.attempts,
                         "worker": death.worker} for death in self.deaths],
             "tracebacks": [text for report in self.reports for text in report.tracebacks][:TRACEBACKS]}
-        write_record(self.store, self.name, self.record)
+        self.write_record()
+
+    def settle(self, status: str) -> None:
+        """The last publication, and the sweep."""
+        sweep_partials(self.store)
+        self.publish()
+        if isinstance(self.store, ObjectPath):
+            sweep_prefixes(self.store, self.packs.values(), superseded=True)
 
     def counts(self) -> dict[str, int]:
         """Of this run and of the whole store."""

@@ -51,13 +51,14 @@ def load_pack(store: Place, path: str) -> tuple[PackRow, list[VideoRow], list[Fa
     return row, videos, failures
 
 
-def sweep_partials(store: Place) -> list[str]:
-    """Remove what dead runs left half-written. Only the run that holds the store's lock may. Returns what went.
+def sweep_partials(store: Place, found: list[Path] | None = None) -> list[str]:
+    """Remove what dead runs left half-written, all of it or `found`. Only the run that holds the store's lock may, and
+    only where no part is at work. Returns what went.
 
     A worker may outlive its driver and still be writing: its folder is taken from it at once, by a rename, so that it
     can commit all of its pack or nothing.
     """
-    swept = partials(store)
+    swept = partials(store) if found is None else found
     for path in swept:
         with suppress(FileNotFoundError):  # its writer has committed or removed it
             if path.is_symlink() or not path.is_dir():

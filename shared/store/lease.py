@@ -22,19 +22,23 @@ LOCK = ".lock"
 LEASE_S, BEAT_S = 30.0, 5.0
 GO_ON = "run the same command again to go on"
 
+class Busy(RequestError):
+    """Another run holds the store."""
+
+
 _held: dict[str, "Lease"] = {}  # by the store's URL, in this process
 
 
 class Lease:
     """The right to write a store, renewed by a thread until `release`. `confirm` raises Stopped once it is lost."""
 
-    def __init__(self, store: ObjectPath):
+    def __init__(self, store: ObjectPath, patience_s: float = 0.0):
         self.store, self.lock, self.current = store, store / LOCK, store / "current"
         self.holder = {"owner": uuid.uuid4().hex, "host": os.uname().nodename, "pid": os.getpid(),
                        "since": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "lease_s": LEASE_S}
         self.beats, self.renewed, self.lost = 0, time.monotonic(), False
         self.guard, self.ended = threading.Lock(), threading.Event()
-        self.version = self._acquire()
+        self.version = self._acquire(patience_s)
         self._try_conditions()
         self.published = _version(self.current)
         self.thread = threading.Thread(target=self._renew, daemon=True)
@@ -43,10 +47,12 @@ class Lease:
     def _bytes(self) -> bytes:
         return (json.dumps({**self.holder, "beats": self.beats}) + "\n").encode()
 
-    def _acquire(self) -> str:
-        """The lock's version. Waits at most LEASE_S for a holder that shows no life; raises RequestError for one that
-        does, and Stopped where nobody else seems to hold the lock and it cannot be had for as long."""
-        seen, deadline = None, time.monotonic() + 2 * LEASE_S
+    def _acquire(self, patience_s: float) -> str:
+        """The lock's version. Waits at most LEASE_S for a holder that shows no life; raises Busy for one that does for
+        longer than patience_s, and Stopped where nobody else seems to hold the lock and it cannot be had for as long.
+        """
+        seen, began = None, time.monotonic()
+        deadline = began + patience_s + 2 * LEASE_S
         while True:
             try:
                 return self.lock.put_if(self._bytes(), None)
@@ -60,12 +66,14 @@ class Lease:
                 continue
             if seen is None:
                 seen, since = version, time.monotonic()
-                if age <= holder["lease_s"]:
+                if age <= holder["lease_s"] and not patience_s:
                     print(f"{self.store} was held a moment ago by process {holder['pid']} on {holder['host']}; "
                           f"watching for up to {holder['lease_s']:g} s whether it lives", file=sys.stderr, flush=True)
+            if version != seen and time.monotonic() - began > patience_s:
+                raise Busy(f"another run is writing {self.store} (process {holder['pid']} on "
+                           f"{holder['host']}); wait until it ends, or stop it")
             if version != seen:
-                raise RequestError(f"another run is writing {self.store} (process {holder['pid']} on "
-                                   f"{holder['host']}); wait until it ends, or stop it")
+                seen, since = version, time.monotonic()
             if max(age, time.monotonic() - since) > holder["lease_s"]:
                 try:
                     return self.lock.put_if(self._bytes(), version)
@@ -145,11 +153,11 @@ def _version(path: ObjectPath) -> str | None:
 
 
 @contextmanager
-def store_lease(store: ObjectPath) -> Iterator[None]:
-    """Hold the store while writing. Raises RequestError when another run, here or elsewhere, holds it."""
+def store_lease(store: ObjectPath, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the store while writing. Raises Busy when another run, here or elsewhere, holds it for longer than that."""
     if store.url in _held:
         raise RequestError(f"this process is writing {store} already")
-    lease = _held[store.url] = Lease(store)
+    lease = _held[store.url] = Lease(store, patience_s)
     try:
         yield
     finally:

@@ -9,31 +9,32 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from shared.cli import RequestError
-from shared.store.lease import LOCK, is_leased, store_lease
+from shared.store.lease import LOCK, Busy, is_leased, store_lease
 from shared.store.place import ObjectPath, Place, as_place
 
 PATIENCE_S = 1.0  # a check holds the lock, shared, for an instant
+POLL_S = 0.5      # at most, between two looks at a lock that is held
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
             errno.ELOOP}
 
 
-def store_lock(store: Place) -> AbstractContextManager[None]:
-    """Hold STORE/.lock while writing. Raises RequestError when another run holds it."""
+def store_lock(store: Place, patience_s: float = 0.0) -> AbstractContextManager[None]:
+    """Hold STORE/.lock while writing. Raises Busy, a RequestError, when another run holds it for longer than that."""
     store = as_place(store)
-    return store_lease(store) if isinstance(store, ObjectPath) else _folder_lock(store)
+    return store_lease(store, patience_s) if isinstance(store, ObjectPath) else _folder_lock(store, patience_s)
 
 
 @contextmanager
-def _folder_lock(store: Path) -> Iterator[None]:
+def _folder_lock(store: Path, patience_s: float) -> Iterator[None]:
     """The kernel lets go of the lock when the process ends, however it ends.
 
     Makes the folder where there is none. Where it holds nothing but the lock at the end, the lock and the folders that
-    were made go again. Raises RequestError when another run holds the lock or the folder cannot be used.
+    were made go again. Raises Busy when another run holds the lock, RequestError when the folder cannot be used.
     """
     made = []
     fd = None
     try:
-        fd = _acquire(store, made)
+        fd = _acquire(store, made, max(patience_s, PATIENCE_S))
         yield
     except OSError as error:
         if fd is not None or error.errno not in UNUSABLE:
@@ -52,12 +53,12 @@ def _folder_lock(store: Path) -> Iterator[None]:
             os.close(fd)
 
 
-def _acquire(store: Path, made: list[Path]) -> int:
+def _acquire(store: Path, made: list[Path], patience_s: float) -> int:
     """The descriptor that holds the lock; the folders that had to be made are added to `made`."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline, wait = time.monotonic() + patience_s, 0.02
     while True:
         try:
-            _make_folders(store, made)
+            make_folders(store, made)
             fd = os.open(store / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError as error:     # a run that was refused has just removed the folder
             if time.monotonic() > deadline:    # or the file system takes no new folders
@@ -74,11 +75,12 @@ def _acquire(store: Path, made: list[Path]) -> int:
             return fd
         os.close(fd)
         if time.monotonic() > deadline:
-            raise RequestError(f"another run is writing {store}; wait until it ends, or stop it")
-        time.sleep(0.02)
+            raise Busy(f"another run is writing {store}; wait until it ends, or stop it")
+        time.sleep(wait)
+        wait = min(2 * wait, POLL_S)
 
 
-def _make_folders(store: Path, made: list[Path]) -> None:
+def make_folders(store: Path, made: list[Path]) -> None:
     for folder in (*reversed(store.parents), store):
         try:
             folder.mkdir()

@@ -1,16 +1,20 @@
 """Files that appear whole or not at all, JSON that carries its own checksum, and the record that each run leaves."""
 
+import errno
 import json
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from shared.cli import writing
 from shared.store.chunks import crc32c
 from shared.store.layout import StoreError, crc_text
 from shared.store.lease import held
-from shared.store.place import ObjectPath, Place, as_place, read_all
+from shared.store.object_path import Conflict
+from shared.store.place import ObjectPath, Place, as_place, side_by_side
 
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 PARTIAL_CLIPS = re.compile(r"\..+\.\d+x\d+\.partial")  # preprocess.reindex, beside a pack
@@ -65,6 +69,34 @@ def write_atomic(path: Place, data: bytes) -> None:
     fsync_directory(path.parent)
 
 
+def write_exclusive(path: Place, document: dict) -> bool:
+    """Write a JSON file that nobody has written before; False, and nothing changed, where somebody has.
+
+    On disk by a hard link, which network file systems make exclusively too; on object storage by a conditional PUT.
+    """
+    data = json_bytes(document)
+    if isinstance(path, ObjectPath):
+        with suppress(Conflict):
+            path.put_if(data, None)
+            return True
+        return False
+    hidden = hidden_name(path)
+    try:
+        write_synced(hidden, data)
+        try:
+            os.link(hidden, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP) or path.exists():
+                raise
+            os.rename(hidden, path)   # a file system without hard links: the store's lock has to do
+    finally:
+        hidden.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+    return True
+
+
 def json_bytes(document: dict) -> bytes:
     """JSON text whose last key `crc32c` is the checksum of all bytes before it. Raises ValueError for NaN."""
     if not document or "crc32c" in document:
@@ -108,7 +140,32 @@ def write_record(store: Place, name: str, document: dict) -> Place:
     return path
 
 
+def each_record(store: Place, kind: str | None = None,
+                pattern: str = "[!.]*") -> Iterator[tuple[Place, dict | StoreError]]:
+    """The JSON files of records/ whose names fit, in order of names: those of one `kind`, without it those of runs.
+
+    A damaged file comes as the StoreError that says so; one that goes meanwhile, as signs of life do, not at all.
+    """
+    paths = sorted((as_place(store) / "records").glob(f"{pattern}.json"))
+    for path, document in zip(paths, side_by_side(_record, paths)):
+        if document is not None and (isinstance(document, StoreError) or document.get("kind") == kind):
+            yield path, document
+
+
+def _record(path: Place) -> dict | StoreError | None:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except StoreError as error:
+        return error
+
+
 def read_records(store: Place) -> dict[str, dict]:
-    """Every run's record by name, in order of their names."""
-    paths = sorted((as_place(store) / "records").glob("[!.]*.json"))
-    return {path.stem: parse_json(data, path) for path, data in zip(paths, read_all(paths))}
+    """Every run's record by name, in order of their names. Raises StoreError for a damaged file."""
+    records = {}
+    for path, document in each_record(store):
+        if isinstance(document, StoreError):
+            raise document
+        records[path.stem] = document
+    return records
