@@ -9,6 +9,9 @@ import errno
 from collections import defaultdict
 from pathlib import Path
 
+from preprocess.life import KIND, parts_alive
+from preprocess.parts import SharedPlan
+from preprocess.session import PLAN
 from shared.cli import DONE, FAILURES, Arguments, Progress, RequestError, command, plural, size
 from shared.recipes.preprocessing import description_fault, pack_recipe_hash, recipe_hash
 from shared.store.index import (
@@ -25,7 +28,7 @@ from shared.store.layout import StoreError, cure
 from shared.store.lock import is_locked
 from shared.store.objects import fetched, pack_of
 from shared.store.place import ObjectPath, Place, as_place, store_argument
-from shared.store.record import partials, read_json
+from shared.store.record import each_record, partials, read_json
 from shared.store.tables import PackRow, VideoRow
 from shared.store.verify import ROOT, hash_file, read_root, root_rows, verify_pack
 
@@ -71,6 +74,7 @@ class Summary:
     listed: dict[str, PackRow] = dataclasses.field(default_factory=dict)
     on_disk: set[str] = dataclasses.field(default_factory=set)
     last_status: str | None = None
+    dead_part: bool = False
 
 
 def check_store(store: Place) -> Findings:
@@ -89,7 +93,7 @@ def check_store(store: Place) -> Findings:
     progress = Progress("checking", sum(_bytes(row) for row in listed.values()))
     for path in sorted(summary.on_disk | set(listed)):
         problems = _check_pack(summary, findings, path, videos)
-        if problems and is_locked(store):
+        if problems and (is_locked(store) or parts_alive(store)):
             # Look again: a reindex renews a pack's root after the clips, and the index after many packs.
             problems = [line for line in _check_pack(summary, findings, path, videos)
                         if not line.endswith("differs from the index")]
@@ -102,13 +106,11 @@ def check_store(store: Place) -> Findings:
 
 def _look(store: Path) -> tuple[Findings, Summary]:
     """All but what the packs hold."""
-    findings, summary = Findings(store), Summary(is_locked(store))
+    findings, summary = Findings(store), Summary(is_locked(store) or bool(parts_alive(store)))
     if summary.running:
         findings.notes.append("a run is writing this store; what it has not published yet is left out")
     summary.document = findings.attempt(read_json, store / "store.json")
-    records = sorted((store / "records").glob("[!.]*.json"))
-    for record in records:
-        summary.last_status = (findings.attempt(read_json, record) or {}).get("status")
+    records = _records(store, findings, summary)
     past = generations(store)
     for generation in past:
         if not _half_uploaded(store, generation):
@@ -135,6 +137,24 @@ def _look(store: Path) -> tuple[Findings, Summary]:
         if summary.running:
             summary.on_disk &= set(summary.listed)
     return findings, summary
+
+
+def _records(store: Place, findings: Findings, summary: Summary) -> int:
+    """How many runs have left a record; plans of parts and signs of life beside them are looked at too."""
+    count = 0
+    for kind in (None, PLAN, KIND):
+        for path, record in each_record(store, kind, "[!.]*" if kind is None else f"{kind}-*"):
+            if isinstance(record, StoreError):
+                findings.problems.append(_fault(record, store))
+            elif kind is None:
+                count += 1
+                summary.last_status = record.get("status")
+                summary.dead_part |= "part" in record and summary.last_status in ("running", "stopped")
+            elif kind == PLAN:
+                findings.attempt(SharedPlan.from_document, path.stem, record)
+            elif not summary.running:
+                findings.notes.append(f"records/{path.name}: of a run that was killed; the next run takes it away")
+    return count
 
 
 def _half_uploaded(store: Place, generation: str) -> bool:
@@ -164,7 +184,7 @@ def _check_pack(summary: Summary, findings: Findings, path: str, videos: dict[st
     if summary.document:
         problems += [f"{path}: {text}" for text in _recipe_problems(root, summary.document["recipe"])]
     if unlisted and index is not None and not problems:
-        if summary.last_status in ("running", "stopped"):
+        if summary.dead_part or summary.last_status in ("running", "stopped"):
             note = f"{path}: not in the index yet; the next run takes it in"
             findings.notes += [note] if note not in findings.notes else []
         else:

@@ -48,7 +48,10 @@ class Life:
     def start(self) -> None:
         if isinstance(self.path, Path):
             make_folders(self.path.parent, self.made)
-        self.beat()
+        try:
+            self.beat()
+        except FileNotFoundError:      # somebody swept what seemed left by a dead run
+            self.beat()
         self.thread.start()
 
     def _renew(self) -> None:

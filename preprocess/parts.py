@@ -86,7 +86,11 @@ class SharedPlan:
 
     @classmethod
     def from_document(cls, name: str, document: dict) -> "SharedPlan":
-        return cls(name, tuple(map(PlannedPack.from_list, document["plan"])), Cost(**document["cost"]))
+        """Raises StoreError for what no plan says."""
+        try:
+            return cls(name, tuple(map(PlannedPack.from_list, document["plan"])), Cost(**document["cost"]))
+        except (KeyError, TypeError, IndexError) as error:
+            raise StoreError(f"records/{name}.json: holds no plan ({type(error).__name__}: {error})") from error
 
 
 def newest_plan(store: Place) -> SharedPlan | None:
@@ -273,7 +277,8 @@ class PartSession(Session):
         self.store_videos = len(videos)
 
     def _sweep(self) -> None:
-        found = partials(self.store)                # first, so that whoever writes one of them is seen to live
+        # Listed first, so that whoever writes one of them is seen to live; a part's first sign lies in records/.
+        found = [path for path in partials(self.store) if path.parent.name != "records"]
         if found and not parts_alive(self.store, self.life.path.name):
             sweep_partials(self.store, found)
 

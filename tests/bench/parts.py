@@ -69,7 +69,7 @@ def kill_round(videos: Path, store: str, wanted: int, rng: random.Random) -> tup
                     dead.append(f"{number}/{COUNT}")
                     del left[number]
         if kills >= wanted:
-            left = {number: 1 for number in running}
+            left = dict.fromkeys(running, 1)
             running = {number: (process, float("inf")) for number, (process, _) in running.items()}
     return kills, dead
 
