@@ -33,7 +33,7 @@ from shared.store.place import ObjectPath, Place
 from shared.store.record import each_record, partials, write_exclusive, write_json_atomic
 from shared.videos.isolate import ChildProcess, InProcess
 
-LOOK_S = 2.0                # between two looks whether the plan is there
+LOOK_S = 1.0                # between two looks whether the plan is there
 FAREWELL_S = 20.0           # an interrupted part waits no longer for its turn to publish
 
 
