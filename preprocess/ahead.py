@@ -14,13 +14,13 @@ class Ahead:
     openers: each a context manager's, which gives an iterable.   threads: iterables worked off at a time, each by one
     of them, so that what comes does not depend on their number.   room: of items that wait, by `size`. A thread holds
     one item more while it waits for room; for the line that is being read there is always room for one.
-    seconds: CPU seconds of the threads, those of lines at their end.
+    seconds: CPU seconds of the threads by line, at its end.
     """
 
     def __init__(self, openers: Sequence[Callable[[], AbstractContextManager]], threads: int = 1, room: int = 0,
                  size: Callable[[Any], int] = len):
         self.lines: list[Line | None] = [Line(self, number, opener) for number, opener in enumerate(openers)]
-        self.room, self.size, self.seconds = room, size, 0.0
+        self.room, self.size, self.seconds = room, size, [0.0] * len(openers)
         self.changed = threading.Condition()   # guards all that changes, the lines' too
         self.next = self.front = 0             # line to be taken by a thread; line that is read, or will be next
         self.closed = False
@@ -88,7 +88,7 @@ class Ahead:
             except BaseException as failure:   # raised where the line is read
                 line.failure = failure
             with self.changed:
-                self.seconds += time.thread_time() - began
+                self.seconds[line.number] = time.thread_time() - began
                 line.done = True
                 self.changed.notify_all()
             line = item = None

@@ -7,12 +7,12 @@ import os
 import sys
 import threading
 import time
-from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from preprocess.account import Account
 from preprocess.task import PackReport
 from shared.cli import duration
 from shared.store.lease import Busy
@@ -37,9 +37,10 @@ class Life:
         self.facts = {"kind": KIND, "run": name, "part": part, "plan": "", "host": os.uname().nodename,
                       "pid": os.getpid(), "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
         self.state, self.beats = "planning", 0
-        self.packs_planned = self.packs = self.videos = self.frames = self.failures = 0
+        self.packs_planned = self.failures = 0
+        self.account = Account()
         self.under_way: dict[str, float] = {}
-        self.workers = defaultdict(lambda: {"packs": 0, "videos": 0, "frames": 0, "seen": 0.0})
+        self.seen: dict[str, float] = {}
         self.recent: list[tuple[float, int, int]] = []
         self.guard, self.ended = threading.RLock(), threading.Event()
         self.thread = threading.Thread(target=self._renew, daemon=True)
@@ -69,9 +70,11 @@ class Life:
         now = time.time()
         return self.facts | {
             "state": self.state, "beats": self.beats, "now": now, "packs_planned": self.packs_planned,
-            "packs": self.packs, "videos": self.videos, "frames": self.frames, "failures": self.failures,
+            "failures": self.failures, "bytes": self.account.bytes,
+            **{key: getattr(self.account, key) for key in ("packs", "videos", "frames")},
             "under_way": {name: round(now - began, 1) for name, began in list(self.under_way.items())[:1000]},
-            "workers": {name: dict(told) for name, told in self.workers.items()}, "recent": self.recent}
+            "workers": {name: told | {"seen": self.seen[name]} for name, told in self.account.workers.items()},
+            "video_seconds": self.account.video_seconds(), "recent": self.recent}
 
     def planned(self, packs: int) -> None:
         """So many packs are this run's to make, and it begins now."""
@@ -91,15 +94,13 @@ class Life:
         now = time.time()
         with self.guard:
             self.lost(report.task.name)
-            told = self.workers[report.worker] if report.worker else {"packs": 0, "videos": 0, "frames": 0}
-            for key, count in (("packs", 1), ("videos", len(report.videos)), ("frames", report.frames)):
-                setattr(self, key, getattr(self, key) + count)
-                told[key] += count
-            told["seen"] = now
+            self.account.take(report)
             self.failures += len(report.failures)
+            if report.worker:
+                self.seen[report.worker] = now
             if self.recent and now - self.recent[-1][0] < STEP_S and len(self.recent) > 1:
                 self.recent.pop()
-            self.recent.append((now, self.videos, self.frames))
+            self.recent.append((now, self.account.videos, self.account.frames))
             while len(self.recent) > 2 and self.recent[1][0] < now - RECENT_S:
                 del self.recent[0]
 

@@ -5,7 +5,6 @@ import re
 import shlex
 import sys
 import time
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,7 +34,6 @@ from shared.videos.isolate import ChildProcess, InProcess
 
 PLAN = "plan"        # kind, and beginning of the name, of a plan that parts share
 PUBLISH_SHARE = 50   # a publication takes at most so small a share of the time between two
-TRACEBACKS = 20      # kept in a record
 
 
 def check_place(store: Place, root: Path) -> None:
@@ -104,7 +102,7 @@ class Session:
         self.name = life.name if life else f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
         self.life = life or Life(store, self.name)
         self.record = {}
-        self.reports: list[PackReport] = []
+        self.account = self.life.account
         self.deaths: list[Outcome] = []
         self.started = self.published = self.begun = self.made = time.monotonic()
         self.publishing_s = 0.0
@@ -268,7 +266,6 @@ class Session:
 
     def take(self, report: PackReport) -> None:
         """A task's report becomes part of the state; the index is published now and then."""
-        self.reports.append(report)
         self.life.take(report)
         self.made = time.monotonic()
         if report.pack:
@@ -302,23 +299,12 @@ class Session:
         """Publish, and complete the record: counts, CPU seconds by stage, and what each worker did."""
         self.settle(status)
         wall = time.monotonic() - self.started
-        stages, workers = Counter(), {}
-        for report in self.reports:
-            stages.update(report.seconds)
-            if report.worker:
-                worker = workers.setdefault(report.worker, Counter())
-                worker.update(packs=1, videos=len(report.videos), frames=report.frames, wall_s=report.wall_s)
-        for worker in workers.values():
-            worker["frames_per_s"] = round(worker["frames"] / worker["wall_s"], 2)
-            worker["wall_s"] = round(worker["wall_s"], 2)
         self.record |= {
             "status": status, "ended": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "wall_s": round(wall, 2),
             "making_s": round(self.made - self.begun, 2),
-            "counts": self.counts(), "cpu_seconds": {k: round(v, 2) for k, v in sorted(stages.items())},
-            "workers": {name: dict(worker) for name, worker in workers.items()},
+            "counts": self.counts(), **self.account.document(),
             "deaths": [{"task": death.task.name, "kind": death.kind, "attempts": death.attempts,
-                        "worker": death.worker} for death in self.deaths],
-            "tracebacks": [text for report in self.reports for text in report.tracebacks][:TRACEBACKS]}
+                        "worker": death.worker} for death in self.deaths]}
         self.write_record()
 
     def settle(self, status: str) -> None:
@@ -330,7 +316,5 @@ class Session:
 
     def counts(self) -> dict[str, int]:
         """Of this run and of the whole store."""
-        made = [report for report in self.reports if report.pack]
-        return {"packs": len(made), "videos": sum(len(r.videos) for r in made), "frames": sum(r.frames for r in made),
-                "bytes": sum(count for r in made for count, _ in r.pack.files.values()),
+        return {**{key: getattr(self.account, key) for key in ("packs", "videos", "frames", "bytes")},
                 "store_videos": len(self.videos), "failures": len(self.failed)}

@@ -68,13 +68,17 @@ def with_flow(windows: Iterable[np.ndarray], recipe: Recipe, pool: ThreadPoolExe
     """Pairs of a list of rgb (k,H,W,3) uint8 with n frames in all, and their n flows, t to t+1, as of `flow_window`.
 
     Windows overlap by the frame that still waits for its successor; the video's last frame repeats the flow before it.
-    n is a multiple of motion.window but at the end. Raises TooShort for fewer than two frames.
+    n is a multiple of motion.window but at the end. seconds: those of this thread's CPU are added to `grey`, those of
+    the flow by the clock to `flow`. Raises TooShort for fewer than two frames.
     """
     parameters, backend = flow_parameters(recipe), recipe.flow.backend
 
     def solve(frames: np.ndarray):
+        began = time.perf_counter()
         try:
-            return optical_flow.flow_window(frames, parameters, backend, executor=pool)
+            flow = optical_flow.flow_window(frames, parameters, backend, executor=pool)
+            seconds["flow"] += time.perf_counter() - began
+            return flow
         except Exception as error:
             raise FlowError(f"flow on {backend}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 

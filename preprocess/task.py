@@ -10,6 +10,7 @@ import functools
 import os
 import time
 import traceback
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 import cv2
 
 from preprocess.ahead import Ahead, Line
+from preprocess.engines.guard import private_memory
 from preprocess.machine import task_cores
 from preprocess.stages import Decoded, FlowError, Flows, TooShort, check_size, motion_arrays, with_flow
 from shared.clips.index import ClipGeometry, ClipIndexer
@@ -73,7 +75,8 @@ class Misplanned:
 
 @dataclass(frozen=True)
 class PackReport:
-    """What came of a task. seconds: CPU seconds by stage; wall_s: seconds from start to end."""
+    """What came of a task. seconds: CPU seconds by stage; wall_s: seconds from start to end; video_seconds: CPU seconds
+    by stage of each video that was opened; memory: bytes that the worker held for itself at the end."""
 
     task: PackTask
     pack: PackRow | None
@@ -85,6 +88,8 @@ class PackReport:
     seconds: dict[str, float] = field(default_factory=dict)
     worker: str = ""
     tracebacks: tuple[str, ...] = ()
+    video_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    memory: int = 0
 
 
 class Overflow(Exception):
@@ -103,12 +108,12 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
     if not task.trial and (done := _committed(task)):
         return done
     lost = {row.video: row for row in task.lost}
-    seconds = {"decode": 0.0, "grey": 0.0, "motion": 0.0}
+    seconds, spent = {"decode": 0.0, "grey": 0.0, "motion": 0.0}, defaultdict(Counter)
     failures, misplanned, tracebacks = [], [], []
     cv2.setNumThreads(1)
     threads = task.run.threads or task_cores(task.run.gpus_per_task if task.recipe.flow.backend == "cuda" else 0)
     with ThreadPoolExecutor(threads) as pool, \
-            _flows(task, [video for video in task.videos if video.id not in lost], pool, threads, seconds) as videos:
+            _flows(task, [video for video in task.videos if video.id not in lost], pool, threads, spent) as videos:
         writer = PackWriter(task.store, task.name, task.frame_size,
                             geometries=[ClipGeometry.parse(g) for g in task.recipe.clips.geometries],
                             edges=task.recipe.packs.edges, flow=task.recipe.packs.flow,
@@ -121,9 +126,10 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
                 if video.id in lost:
                     failures.append(lost[video.id])
                     continue
+                before = seconds | writer.cpu_seconds
                 try:
                     with next(videos) as flows:
-                        outcome = _add_video(task, video, kept, flows, writer, pool, seconds, tell)
+                        outcome = _add_video(task, video, kept, flows, writer, pool, seconds, spent, tell)
                 except VideoError as error:
                     writer.abort_video()
                     if error.stage == "open" and not task.root.is_dir():
@@ -143,6 +149,8 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
                     failures.append(replace(outcome, attempts=attempts))
                 elif isinstance(outcome, Misplanned):
                     misplanned.append(outcome)
+                after = seconds | writer.cpu_seconds
+                spent[video.id].update({stage: after[stage] - before[stage] for stage in ("motion", "encode", "write")})
                 tell(1, 0)
             frames = writer.frames
             pack, rows = writer.commit(failures) if writer.videos and not task.trial else (None, [])
@@ -150,10 +158,17 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
                 return done   # another worker was first: what it kept counts
         finally:
             writer.discard()
+    for stage in ("decode", "grey"):
+        seconds[stage] = sum(of_video[stage] for of_video in spent.values())
     seconds |= writer.cpu_seconds
     seconds["flow"] = max(0.0, time.process_time() - cpu - sum(seconds.values()))
+    # Flow is computed by several threads; its videos share the sum by the time in which each was at work.
+    share = seconds["flow"] / max(sum(of_video["flow"] for of_video in spent.values()), 1e-9)
+    for of_video in spent.values():
+        of_video["flow"] *= share
     return PackReport(task, pack, tuple(rows), tuple(failures), tuple(misplanned), frames,
-                      time.perf_counter() - wall, seconds, f"{os.uname().nodename}:{os.getpid()}", tuple(tracebacks))
+                      time.perf_counter() - wall, seconds, f"{os.uname().nodename}:{os.getpid()}", tuple(tracebacks),
+                      {video: dict(of_video) for video, of_video in spent.items()}, private_memory())
 
 
 def _committed(task: PackTask) -> PackReport | None:
@@ -181,8 +196,8 @@ def _committed(task: PackTask) -> PackReport | None:
 
 
 def _add_video(task: PackTask, video: Video, kept: int, flows: Line, writer: PackWriter, pool: ThreadPoolExecutor,
-               seconds: dict[str, float], tell: Callable[[int, int], None], run: GoodRun | None = None,
-               damage: str = "") -> FailureRow | Misplanned | None:
+               seconds: dict[str, float], spent: dict[str, Counter], tell: Callable[[int, int], None],
+               run: GoodRun | None = None, damage: str = "") -> FailureRow | Misplanned | None:
     """Stream one video into the pack. None when all of it is good; else what became of it.
 
     Of a damaged video the longest run of good frames is kept: `run`, where that is not its first; then `damage` says
@@ -195,8 +210,8 @@ def _add_video(task: PackTask, video: Video, kept: int, flows: Line, writer: Pac
     source = decoded.source
 
     def again(run: GoodRun) -> FailureRow | Misplanned | None:
-        with _flows(task, [video], pool, 1, seconds, run.first) as videos, next(videos) as flows:
-            return _add_video(task, video, kept, flows, writer, pool, seconds, tell, run, damage)
+        with _flows(task, [video], pool, 1, spent, run.first) as videos, next(videos) as flows:
+            return _add_video(task, video, kept, flows, writer, pool, seconds, spent, tell, run, damage)
 
     if source.frame_size != task.frame_size:
         size, longest = (source.frame_size, run) if run else _longest(task, video)
@@ -263,9 +278,15 @@ def _stream(flows: Line, task: PackTask, indexers: dict[str, ClipIndexer], write
 
 
 @contextmanager
-def _flows(task: PackTask, videos: Sequence[Video], pool: ThreadPoolExecutor, threads: int, seconds: dict[str, float],
+def _flows(task: PackTask, videos: Sequence[Video], pool: ThreadPoolExecutor, threads: int, spent: dict[str, Counter],
            first: int = 0) -> Iterator[Iterator[AbstractContextManager[Line]]]:
-    """The videos' `Flows` one after another, each to be entered: decoded by `threads` ahead, flow a window ahead."""
+    """The videos' `Flows` one after another, each to be entered: decoded by `threads` ahead, flow a window ahead.
+
+    spent: by video and stage; CPU seconds of decoding and of making grey, and seconds of the flow, are added at the
+    end.
+    """
+    each = [Counter() for _ in videos]
+
     @contextmanager
     def decoder(video: Video):
         with _open(task, video, first) as source:
@@ -274,7 +295,7 @@ def _flows(task: PackTask, videos: Sequence[Video], pool: ThreadPoolExecutor, th
     @contextmanager
     def solver(number: int):
         with decoded.open(number) as windows:
-            yield Flows(windows.source, with_flow(windows, task.recipe, pool, seconds))
+            yield Flows(windows.source, with_flow(windows, task.recipe, pool, each[number]))
 
     decoded = Ahead([functools.partial(decoder, video) for video in videos], threads, AHEAD * threads)
     try:
@@ -282,7 +303,8 @@ def _flows(task: PackTask, videos: Sequence[Video], pool: ThreadPoolExecutor, th
                             size=lambda pair: len(pair[1])) as flows:
             yield map(flows.open, range(len(videos)))
     finally:
-        seconds["decode"] += decoded.seconds
+        for video, of_video, decoding in zip(videos, each, decoded.seconds):
+            spent[video.id].update(of_video, decode=decoding)
 
 
 def _open(task: PackTask, video: Video, first: int = 0):
