@@ -142,18 +142,17 @@ def _look(store: Path) -> tuple[Findings, Summary]:
 def _records(store: Place, findings: Findings, summary: Summary) -> int:
     """How many runs have left a record; plans of parts and signs of life beside them are looked at too."""
     count = 0
-    for kind in (None, PLAN, KIND):
-        for path, record in each_record(store, kind, "[!.]*" if kind is None else f"{kind}-*"):
-            if isinstance(record, StoreError):
-                findings.problems.append(_fault(record, store))
-            elif kind is None:
-                count += 1
-                summary.last_status = record.get("status")
-                summary.dead_part |= "part" in record and summary.last_status in ("running", "stopped")
-            elif kind == PLAN:
-                findings.attempt(SharedPlan.from_document, path.stem, record)
-            elif not summary.running:
-                findings.notes.append(f"records/{path.name}: of a run that was killed; the next run takes it away")
+    for path, record in each_record(store, None, PLAN, KIND):
+        if isinstance(record, StoreError):
+            findings.problems.append(_fault(record, store))
+        elif "kind" not in record:
+            count += 1
+            summary.last_status = record.get("status")
+            summary.dead_part |= "part" in record and summary.last_status in ("running", "stopped")
+        elif record["kind"] == PLAN:
+            findings.attempt(SharedPlan.from_document, path.stem, record)
+        elif not summary.running:
+            findings.notes.append(f"records/{path.name}: of a run that was killed; the next run takes it away")
     return count
 
 

@@ -40,6 +40,7 @@ class Life:
         self.packs_planned = self.failures = 0
         self.account = Account()
         self.under_way: dict[str, float] = {}
+        self.unpublished: dict[str, tuple[int, int]] = {}      # packs of this run: videos, frames
         self.seen: dict[str, float] = {}
         self.recent: list[tuple[float, int, int]] = []
         self.guard, self.ended = threading.RLock(), threading.Event()
@@ -72,6 +73,7 @@ class Life:
             "state": self.state, "beats": self.beats, "now": now, "packs_planned": self.packs_planned,
             "failures": self.failures, "bytes": self.account.bytes,
             **{key: getattr(self.account, key) for key in ("packs", "videos", "frames")},
+            "unpublished": self.unpublished,
             "under_way": {name: round(now - began, 1) for name, began in list(self.under_way.items())[:1000]},
             "workers": {name: told | {"seen": self.seen[name]} for name, told in self.account.workers.items()},
             "video_seconds": self.account.video_seconds(), "recent": self.recent}
@@ -95,14 +97,19 @@ class Life:
         with self.guard:
             self.lost(report.task.name)
             self.account.take(report)
+            self.unpublished[report.task.name] = len(report.videos), report.frames
             self.failures += len(report.failures)
             if report.worker:
                 self.seen[report.worker] = now
-            if self.recent and now - self.recent[-1][0] < STEP_S and len(self.recent) > 1:
+            if len(self.recent) > 1 and self.recent[-1][0] - self.recent[-2][0] < STEP_S:
                 self.recent.pop()
             self.recent.append((now, self.account.videos, self.account.frames))
             while len(self.recent) > 2 and self.recent[1][0] < now - RECENT_S:
                 del self.recent[0]
+
+    def published(self) -> None:
+        with self.guard:
+            self.unpublished.clear()
 
     def close(self) -> None:
         """Take the sign away, and the folders that nothing else has come into. A second call does nothing."""
@@ -132,7 +139,7 @@ class Sign:
 def signs(store: Place) -> list[Sign]:
     """The signs of all runs under way, and of those that were killed."""
     found = []
-    for path, document in each_record(store, KIND, f"{KIND}-*"):
+    for path, document in each_record(store, KIND):
         with suppress(FileNotFoundError):
             age = path.version_and_age()[1] if isinstance(path, ObjectPath) else time.time() - path.stat().st_mtime
             if isinstance(document, dict):

@@ -96,7 +96,7 @@ class SharedPlan:
 def newest_plan(store: Place) -> SharedPlan | None:
     """The last plan of the store. Raises StoreError where it is damaged."""
     last = None
-    for path, document in each_record(store, PLAN, f"{PLAN}-*"):
+    for path, document in each_record(store, PLAN):
         last = path.stem, document
     if last and isinstance(last[1], StoreError):
         raise last[1]
@@ -275,6 +275,7 @@ class PartSession(Session):
         publish(self.store, list(packs.values()), list(videos.values()))
         write_failures(self.store, list(failures.values()))
         self.store_videos = len(videos)
+        self.life.published()
 
     def _sweep(self) -> None:
         # Listed first, so that whoever writes one of them is seen to live; a part's first sign lies in records/.

@@ -173,7 +173,7 @@ class Session:
                 bad.append(path.name)
             else:
                 good.append(record)
-        plans = [plan for _, plan in each_record(self.store, PLAN, f"{PLAN}-*") if isinstance(plan, dict)]
+        plans = [plan for _, plan in each_record(self.store, PLAN) if isinstance(plan, dict)]
         return good, plans, bad
 
     @property
@@ -292,6 +292,7 @@ class Session:
         began = time.monotonic()
         publish(self.store, list(self.packs.values()), list(self.videos.values()))
         write_failures(self.store, list(self.failures.values()))
+        self.life.published()
         self.published = time.monotonic()
         self.publishing_s = self.published - began
 

@@ -140,15 +140,17 @@ def write_record(store: Place, name: str, document: dict) -> Place:
     return path
 
 
-def each_record(store: Place, kind: str | None = None,
-                pattern: str = "[!.]*") -> Iterator[tuple[Place, dict | StoreError]]:
-    """The JSON files of records/ whose names fit, in order of names: those of one `kind`, without it those of runs.
+def each_record(store: Place, *kinds: str | None) -> Iterator[tuple[Place, dict | StoreError]]:
+    """The JSON files of records/ of these kinds, in order of names; None, as if none is asked for, is that of runs.
 
-    A damaged file comes as the StoreError that says so; one that goes meanwhile, as signs of life do, not at all.
+    Other files are named KIND-... A damaged file comes as the StoreError that says so; one that goes meanwhile, as
+    signs of life do, not at all.
     """
-    paths = sorted((as_place(store) / "records").glob(f"{pattern}.json"))
+    kinds = kinds or (None,)
+    folder = as_place(store) / "records"
+    paths = sorted({path for kind in kinds for path in folder.glob(f"{kind}-*.json" if kind else "[!.]*.json")})
     for path, document in zip(paths, side_by_side(_record, paths)):
-        if document is not None and (isinstance(document, StoreError) or document.get("kind") == kind):
+        if document is not None and (isinstance(document, StoreError) or document.get("kind") in kinds):
             yield path, document
 
 

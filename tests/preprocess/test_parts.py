@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess import check, life, reindex, run
+from preprocess import check, life, reindex, run, status
 from preprocess.life import Life
 from preprocess.parts import Arrival, Part, newest_plan, parse_part
 from shared.cli import RequestError
@@ -140,7 +140,7 @@ def test_one_plans_and_the_others_wait_for_it(tmp_path, capsys):
     assert not list(store.glob("records/*"))                       # whoever made nothing leaves no sign
 
 
-def test_a_killed_part_loses_nothing(videos, finished, tmp_path):
+def test_a_killed_part_loses_nothing(videos, finished, tmp_path, capsys):
     """Killed in the middle of a pack; a run without --part takes what it committed, and closes the store."""
     store = tmp_path / "store"
     slow = [word.replace("preset=fast", "packs.videos=1") for word in command(videos, store, "--part", "1/2")]
@@ -154,11 +154,16 @@ def test_a_killed_part_loses_nothing(videos, finished, tmp_path):
     sign, = store.glob("records/life-*.json")
     assert life.signs(store)[0].alive and life.signs(store)[0].document["part"] == "1/2"
     assert len(Index.load(store)) == 0                             # nobody has published yet
-    assert check.main([str(store)]) == 0
+    assert check.main([str(store)]) == 0 and status.main([str(store)]) == 4
     os.utime(sign, (0, 0))
+    capsys.readouterr()
+    assert status.main([str(store)]) == 3
+    said = capsys.readouterr().out
+    assert "packs    0 done, 0 under way, 6 waiting" in said and "silent: killed, or its machine is gone" in said
     assert run.main(command(videos, store)) == 0
     assert arrays(store) == arrays(finished) and not sign.exists()
     assert check.main([str(store)]) == 0 and not list(store.glob("**/*.partial"))
+    assert status.main([str(store)]) == 0
 
 
 def test_who_wants_the_store_alone_waits_for_the_signs_of_parts(videos, finished, tmp_path, monkeypatch, capsys):
@@ -183,7 +188,7 @@ def test_who_wants_the_store_alone_waits_for_the_signs_of_parts(videos, finished
     whole.close()
 
 
-def test_a_planned_video_that_has_gone_is_a_failure(videos, tmp_path):
+def test_a_planned_video_that_has_gone_is_a_failure(videos, tmp_path, capsys):
     mine, store = tmp_path / "videos", tmp_path / "store"
     shutil.copytree(videos, mine)
     assert run.main(command(mine, store, "--part", "1/6")) == 0
@@ -192,6 +197,11 @@ def test_a_planned_video_that_has_gone_is_a_failure(videos, tmp_path):
     assert run.main(command(mine, store, "--part", "3/6")) == 1
     assert [(row.video, row.stage) for row in read_failures(store)] == [(gone, "open")]
     assert run.main(command(mine, store, "--part", "2/6")) == 0      # its own share is good
+    capsys.readouterr()
+    assert status.main([str(store)]) == 3
+    said = capsys.readouterr().out
+    assert "packs    2 done, 0 under way, 3 waiting" in said and "failed   1\n         1 x " in said
+    assert run.main(command(mine, store)) == 1 and status.main([str(store)]) == 1
 
 
 def test_parts_on_object_storage(videos, finished, bucket, tmp_path):
@@ -203,11 +213,13 @@ def test_parts_on_object_storage(videos, finished, bucket, tmp_path):
     assert run.main(command(videos, store, "--part", "2/3")) == 0
     (store / "current").put(before)                                   # part 2 died before it published
     made = {path.name for path in store.glob("packs/*/*")}
+    assert status.main([str(store)]) == 3
     assert run.main(command(videos, store, "--part", "2/3")) == 0
     assert {path.name for path in store.glob("packs/*/*")} == made and len(Index.load(store)) == 4
     assert run.main(command(videos, store, "--part", "3/3")) == 0
     index = Index.load(store)
     assert index.id == Index.load(finished).id and check.main([str(store)]) == 0
+    assert status.main([str(store)]) == 0
     for row in index.pack_rows():
         local = finished / row.path.rpartition("-")[0]
         for name in row.files:
