@@ -162,7 +162,8 @@ def execute_part(arrival: Arrival, pipeline: Pipeline, catalog: Catalog, args: a
         costing.refuse_if_too_large(cost, session.store)
         arrival.write(session, plan, cost)
         failures = plan.failures
-    run = replace(pipeline.run, threads=pipeline.run.threads or 1)
+    on_gpu = pipeline.recipe.flow.backend == "cuda"        # whose cores decode for it
+    run = replace(pipeline.run, threads=pipeline.run.threads or int(not on_gpu))
     session = PartSession(replace(pipeline, run=run), catalog, arrival)
     session.failures |= {row.video: row for row in failures}
     plan, cost = session.share(reader)
