@@ -13,7 +13,8 @@ from shared.store.tables import PackRow, VideoRow
 def report(name, videos, frames, seconds=0.5):
     rows = tuple(VideoRow(f"{name}-{i}", f"{name}-{i}") for i in range(videos))
     task = PackTask(None, None, name, (64, 80), (), None, "", None)
-    return PackReport(task, PackRow(name, f"packs/64x80/{name}", frames, videos, "cpu", {}), rows, (), (), frames, 1.0, worker="host:1", memory=10**8,
+    pack = PackRow(name, f"packs/64x80/{name}", frames, videos, "cpu", {})
+    return PackReport(task, pack, rows, (), (), frames, 1.0, worker="host:1", memory=10**8,
                       video_seconds={row.id: {"flow": seconds} for row in rows})
 
 
