@@ -1,7 +1,7 @@
 """Features of videos as files: `python -m evaluate.embed --checkpoint FILE --store DIR --out DIR`.
 
 OUT gets features.npy (float32, a row a video), videos.csv, whose lines are in the same order, and embed.json, which
-says by what they were made. `--videos FOLDER` instead of `--store` decodes video files, without a store. `--query
+says by what they were made. `--videos SOURCE` instead of `--store` decodes video files, without a store. `--query
 VIDEO` shows the nearest videos. Run the same command again to go on after a stop, and after new videos. With several
 devices: `torchrun --nproc-per-node N -m evaluate.embed ...`.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from shared import cli
 from shared.cli import RequestError
+from shared.datasets.sources import HELP
 from shared.store.place import store_argument
 
 RANK = int(os.environ.get("RANK", 0))
@@ -24,9 +25,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", metavar="FILE", help="RUN/last.pt, an export, random:NAME[:seed] or mean-image")
     parser.add_argument("--store", type=store_argument, help="packs: a folder, or a URL such as s3://bucket/prefix; no "
                         "labels or splits are needed")
-    parser.add_argument("--videos", type=store_argument, metavar="FOLDER", help="instead of --store: video files, in "
-                        "folders by class or not; or a URL such as s3://bucket/prefix, of which each is fetched while "
-                        "it is read")
+    parser.add_argument("--videos", nargs="+", action="extend", metavar="SOURCE", help="instead of --store: video "
+                        f"files, read where they lie: {HELP}")
     parser.add_argument("--out", type=store_argument, help="where the features go: a folder, or a URL", required=True)
     parser.add_argument("--per", choices=["video", "clip"], default="video", help="a row a video, the mean over its "
                         "clips (default), or a row a clip, with its first frame in the column `start`")
@@ -50,9 +50,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     for flag, value in (("--step", args.step), ("-k", args.k)):
         if value is not None and value < 1:
             raise RequestError(f"{flag} {value}; expected at least 1")
-    if args.videos and not args.videos.is_dir():
-        raise RequestError(f"--videos {args.videos} {'is a file' if args.videos.exists() else 'does not exist'}; "
-                           "expected a folder of videos")
     return args
 
 

@@ -139,7 +139,7 @@ def measure_sample(task: PackTask, warm: bool) -> Sample | None:
     report, report_cpu, report_wall = make("long", SAMPLE_FRAMES)
     if report.frames <= short.frames:
         return None
-    path = task.root / task.videos[0].path
+    path = task.videos[0].file(task.root)
     settings = task.recipe.frames
     headers = probe(path, settings.square_pixels, settings.reading)
     promised = decoded = 0

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from preprocess.stages import check_size
 from preprocess.task import Misplanned, PackTask
@@ -18,7 +17,8 @@ from shared.datasets.catalog import Catalog, Video
 from shared.recipes.preprocessing import Recipe, Run
 from shared.store.place import Place
 from shared.store.tables import FailureRow
-from shared.videos.decode import Probe, VideoError, frame_size, probe
+from shared.videos.decode import Probe, frame_size, probe
+from shared.videos.files import VideoError, VideoFile
 from shared.videos.isolate import ChildProcess, Died, InProcess
 
 PROBE_BATCH, PROBE_S = 256, 60         # headers asked for at once; seconds for one
@@ -112,7 +112,7 @@ def _probe_all(catalog: Catalog, videos: list[Video], recipe: Recipe, reader: In
     progress = Progress("probing", len(videos))
     for at in range(0, len(videos), PROBE_BATCH):
         batch = videos[at:at + PROBE_BATCH]
-        paths = [catalog.root / video.path for video in batch]
+        paths = [video.file(catalog.root) for video in batch]
         try:
             found = reader.call(_probe_batch, paths, recipe, limit_s=PROBE_S * len(batch))
         except Died:
@@ -122,16 +122,16 @@ def _probe_all(catalog: Catalog, videos: list[Video], recipe: Recipe, reader: In
     progress.close(text=plural(len(videos), "video"))
 
 
-def _probe_alone(path: Path, recipe: Recipe, reader: InProcess | ChildProcess):
+def _probe_alone(path: VideoFile, recipe: Recipe, reader: InProcess | ChildProcess):
     try:
         return reader.call(_probe_batch, [path], recipe, limit_s=PROBE_S)[0]
     except Died as death:
         return VideoError(f"reading its headers {death}", "probe")
 
 
-def _probe_batch(paths: list[Path], recipe: Recipe) -> list:
+def _probe_batch(paths: list[VideoFile], recipe: Recipe) -> list:
     """(Probe, (H, W)) or VideoError of every file, probed side by side."""
-    def one(path: Path):
+    def one(path: VideoFile):
         try:
             settings = recipe.frames
             found = probe(path, settings.square_pixels, settings.reading)

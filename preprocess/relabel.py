@@ -38,7 +38,7 @@ def annotate(store: Place, annotations: Path) -> str:
     # A class -1 is of a time when the CSV's -1 was one.
     held = {row.id: ("" if unlabelled(row.class_name) else row.class_name, row.splits) for row in index.rows()}
     listing = folder.listing(annotations.parent, annotations, index.path, held)
-    named = {path: listing.videos[path] for path in index.path if path in listing.videos}
+    named = {path: listing.videos[key] for path in index.path if (key := listing.key(path)) in listing.videos}
     if not named:
         theirs, ours = next(iter(listing.videos), ""), next(iter(index.path), "")
         raise RequestError(f"{annotations} names no video of {store}; its first path is {theirs!r}, the store's "

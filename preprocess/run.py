@@ -22,6 +22,7 @@ from shared import cli
 from shared.cli import RequestError, Stopped, duration, plural, size
 from shared.clips.index import ClipGeometry
 from shared.datasets.catalog import Catalog, open_catalog
+from shared.datasets.sources import HELP, Sources, open_sources
 from shared.recipes.preprocessing import Pipeline, load_pipeline
 from shared.store.index import Index
 from shared.store.layout import damage_stops
@@ -38,7 +39,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.Arguments(prog="python -m preprocess.run", description=__doc__)
     parser.add_argument("--dataset", required=True, help="a preset of pipelines.yaml: synthetic, folder, ucf101, ...")
     parser.add_argument("--recipe", help="what to compute: motion or maclr; default: the preset's recipe")
-    parser.add_argument("--videos", type=cli.local, help="where the videos are; default data/DATASET")
+    parser.add_argument("--videos", nargs="+", action="extend", metavar="SOURCE", help=f"where the videos are: {HELP}; "
+                        "default data/DATASET")
     parser.add_argument("--annotations", type=cli.local, help="folder: a CSV path,label,split,group; else the lists")
     parser.add_argument("--store", type=store_argument, help="where the packs go: a folder, or a URL such as "
                         "s3://bucket/prefix; default stores/DATASET")
@@ -68,15 +70,16 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     args = arguments(argv)
     settings = args.settings + ([f"flow.backend={args.flow}"] if args.flow else [])
-    root = absolute("--videos", args.videos or Path("data", args.dataset))
+    sources = open_sources([absolute("--videos", text) for text in args.videos or [f"data/{args.dataset}"]])
     store = absolute("--store", args.store or Path("stores", args.dataset))
     annotations = args.annotations and absolute("--annotations", args.annotations)
-    check_place(store, root)
+    for root in sources.roots:
+        check_place(store, root)
     with damage_stops(store), Arrival(store, args.part) if args.part else nullcontext() as arrival:
         pipeline = load_pipeline(args.dataset, args.recipe, settings, stored=stored_recipe(store))
         pipeline = resolve(pipeline, elsewhere=bool(args.address))
         agree(store, pipeline)
-        catalog = find_videos(pipeline, root, annotations, store)
+        catalog = find_videos(pipeline, sources, annotations, store)
         reader = InProcess() if args.engine == "serial" else ChildProcess()
         try:
             if args.plan:
@@ -91,9 +94,12 @@ def main(argv: Sequence[str]) -> int:
             reader.close()
 
 
-def absolute(flag: str, place: Place) -> Place:
-    """The path as every worker can use it. Raises RequestError for a relative one where the current folder is a copy
-    that Ray made of --working-dir and will remove."""
+def absolute(flag: str, place: Place | str) -> Place | str:
+    """The path, or the URL, as every worker can use it. Raises RequestError for a relative one where the current folder
+    is a copy that Ray made of --working-dir and will remove."""
+    if isinstance(place, str) and ("://" in place or not place.strip()):
+        return place
+    place = Path(place) if isinstance(place, str) else place
     if isinstance(place, Path) and not place.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         raise RequestError(f"{flag} {place} is relative, and a submitted Ray job runs in a temporary copy of its "
                            f"working folder; give an absolute path")
@@ -113,19 +119,20 @@ def resolve(pipeline: Pipeline, elsewhere: bool = False) -> Pipeline:
     return replace(pipeline, recipe=replace(recipe, flow=flow))
 
 
-def find_videos(pipeline: Pipeline, root: Path, annotations: Path | None, store: Place) -> Catalog:
+def find_videos(pipeline: Pipeline, sources: Sources, annotations: Path | None, store: Place) -> Catalog:
     """The dataset's catalog; the synthetic videos are made first where they are not there yet. A folder is read as it
     was when the store took its first videos."""
     if pipeline.preset.generate:
-        dials = pipeline.preset.generate
+        dials, root = pipeline.preset.generate, sources.folder
+        if root is None:
+            raise RequestError(f"--videos {sources}: the videos of {pipeline.dataset} are made in a folder; give one")
         make_videos(root, videos=dials.videos, backgrounds=dials.backgrounds, textures=dials.textures,
                     frames=dials.frames, height=dials.height, width=dials.width, seed=dials.seed)
         annotations = annotations or root / "annotations.csv"
     stored = {}
     if pipeline.preset.layout == "folder" and (store / "current").exists():
         stored = {row.id: (row.class_name, row.splits) for row in Index.load(store).rows()}
-    return open_catalog(layout=pipeline.preset.layout, root=root, annotations=annotations, dataset=pipeline.dataset,
-                        stored=stored)
+    return open_catalog(pipeline.preset.layout, sources, annotations, pipeline.dataset, stored, pipeline.shards)
 
 
 def show_plan(session: Session, retry_failed: bool, reader: InProcess | ChildProcess) -> int:
@@ -218,8 +225,9 @@ def notes(session: Session, plan: Plan) -> list[str]:
     if session.bad_records:
         out.append(f"{plural(len(session.bad_records), 'record is', 'records are')} damaged and left aside (first "
                    f"{session.bad_records[0]})")
-    root = session.records[-1]["videos_root"] if session.records else str(session.catalog.root)
-    if root != str(session.catalog.root):
+    here = str(session.catalog.sources)
+    root = session.records[-1]["videos_root"] if session.records else here
+    if root != here:
         out.append(f"the store's videos came from {root} so far; ids that it holds count as done")
     missing = set(session.pipeline.preset.splits) - {split for v in session.catalog.videos for split in v.splits}
     if missing:
@@ -228,14 +236,14 @@ def notes(session: Session, plan: Plan) -> list[str]:
     packed = [id for id in gone if id in session.videos]
     failed = [id for id in gone if id not in session.videos]
     reindex = f"python -m preprocess.reindex {shlex.quote(str(session.store))}"
-    drops = f"`{reindex} --drop-missing {shlex.quote(str(session.catalog.root))}` drops "
+    drops = f"`{reindex} --drop-missing {shlex.join(session.catalog.sources.texts)}` drops "
     if packed:
         out.append(f"{plural(len(packed), 'video of the store is', 'videos of the store are')} not under "
-                   f"{session.catalog.root} and still in use (first {', '.join(packed[:3])}); what was renamed or "
+                   f"{here} and still in use (first {', '.join(packed[:3])}); what was renamed or "
                    f"moved counts twice: {drops}{'it' if len(packed) == 1 else 'them'}")
     if failed:
         out.append(f"{plural(len(failed), 'failure is of a video that is', 'failures are of videos that are')} no "
-                   f"longer under {session.catalog.root} (first {', '.join(failed[:3])}); {drops}"
+                   f"longer under {here} (first {', '.join(failed[:3])}); {drops}"
                    f"{'it' if len(failed) == 1 else 'them'}")
     if struck:
         out.append(f"{plural(len(struck), 'video of the store is', 'videos of the store are')} not listed and still in "

@@ -220,9 +220,8 @@ class Session:
             unfinished += [PlannedPack.from_list(row) for row in record.get("plan", ()) if row[0] not in self.packs]
         retried = self.attempts() if retry_failed else {}
         plan = planning.make_plan(self.catalog, self.recipe, todo, () if retry_failed else unfinished, retried, reader)
-        plan.failures += [FailureRow(path, path, "the file name is not UTF-8; rename it", "catalog",
-                                     retried.get(path, 0) + 1)
-                          for path in self.catalog.unnamed if retry_failed or path not in self.failures]
+        plan.failures += [FailureRow(path, path, reason, "catalog", retried.get(path, 0) + 1)
+                          for path, reason in self.catalog.refused.items() if retry_failed or path not in self.failures]
         return plan
 
     def describe(self) -> None:
@@ -247,7 +246,7 @@ class Session:
             "versions": versions(), "device": device(self.recipe.flow.backend), "engine": engine,
             "cluster": cluster,
             "backend": self.recipe.flow.backend, "dataset": self.pipeline.dataset, "classes": list(self.classes),
-            "recipe": self.recipe.to_dict(), "videos_root": str(self.catalog.root),
+            "recipe": self.recipe.to_dict(), "videos_root": str(self.catalog.sources),
             "absent": list(self.catalog.absent), "ignored": self.catalog.ignored,
             "plan": [pack.to_list() for pack in plan.packs]}
         self.write_record()

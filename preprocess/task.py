@@ -5,7 +5,6 @@ memory holds a few windows whatever the length of a video: at 64 frames of 256x3
 and its libraries included, and up to AHEAD decoded frames a thread.
 """
 
-import errno
 import functools
 import os
 import time
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import cv2
 
@@ -28,10 +26,11 @@ from shared.datasets.catalog import Video
 from shared.recipes.preprocessing import Recipe, Run
 from shared.store.committed import load_pack
 from shared.store.packs import PackWriter
-from shared.store.place import Place
+from shared.store.place import Place, insist_on
 from shared.store.tables import FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT
-from shared.videos.decode import GoodRun, VideoError, frame_size, good_runs, open_video
+from shared.videos.decode import GoodRun, frame_size, good_runs, open_video
+from shared.videos.files import CANNOT, VideoError
 
 AHEAD = 256  # frames a thread that wait decoded: a video of 10 s, so that threads as many decode one each
 
@@ -49,7 +48,7 @@ class PackTask:
     """
 
     store: Place
-    root: Path
+    root: Place
     name: str
     frame_size: tuple[int, int]
     videos: tuple[Video, ...]
@@ -132,8 +131,8 @@ def make_pack(task: PackTask, tell: Callable[[int, int], None] = lambda videos, 
                         outcome = _add_video(task, video, kept, flows, writer, pool, seconds, spent, tell)
                 except VideoError as error:
                     writer.abort_video()
-                    if error.stage == "open" and not task.root.is_dir():
-                        raise FileNotFoundError(errno.ENOENT, "the videos folder has gone", str(task.root)) from error
+                    if error.reason.startswith(CANNOT):
+                        insist_on(video.root(task.root))
                     outcome = FailureRow(video.id, video.path, error.reason, error.stage, attempts)
                 except Overflow:
                     writer.abort_video()
@@ -309,12 +308,12 @@ def _flows(task: PackTask, videos: Sequence[Video], pool: ThreadPoolExecutor, th
 
 def _open(task: PackTask, video: Video, first: int = 0):
     """`open_video` by the task's recipe."""
-    return open_video(task.root / video.path, window=task.run.window, first=first, **asdict(task.recipe.frames))
+    return open_video(video.file(task.root), window=task.run.window, first=first, **asdict(task.recipe.frames))
 
 
 def _longest(task: PackTask, video: Video) -> tuple[tuple[int, int], GoodRun]:
     """The longest run of good frames, and the (H, W) that it is kept at; by the rules of before always the first."""
     settings = task.recipe.frames
-    runs = good_runs(task.root / video.path, settings.square_pixels, settings.reading)
+    runs = good_runs(video.file(task.root), settings.square_pixels, settings.reading)
     run = max(runs if settings.reading > 1 else runs[:1], key=lambda run: run.frames)
     return frame_size(run.height, run.width, settings.short_side, settings.multiple), run

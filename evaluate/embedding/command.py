@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -110,16 +111,17 @@ def make(args: argparse.Namespace, settings: Settings, world: World) -> int:
         return cli.DONE
 
 
-def folder(path: Place, run: RunEvaluation) -> FolderVideos:
-    """A folder of videos, or a prefix, or one file. Raises RequestError."""
-    return FolderVideos(path, apart=run.workers != 0)
+def folder(texts: Sequence[str | Place], run: RunEvaluation) -> FolderVideos:
+    """Videos as --videos names them, or one file. Raises RequestError."""
+    return FolderVideos(texts, apart=run.workers != 0)
 
 
 def sources(args: argparse.Namespace, found: Finished, run: RunEvaluation) -> Videos:
     """Where pictures of OUT's videos are: in what is given, else in what it was made from. Raises RequestError."""
     made = found.document["request"]["source"]
     if args.videos or not args.store and "videos" in made:
-        return folder(args.videos or as_place(made["videos"]), run)
+        given = made["videos"]
+        return folder(args.videos or ([given] if isinstance(given, str) else given), run)
     return StoreVideos(args.store or as_place(made["store"]))
 
 
@@ -193,8 +195,9 @@ def known_id(asked: str, ids: list[str], videos: Videos) -> str | None:
         return asked
     path = as_place(asked)
     if path.is_file():
-        inside = {str(videos.place / item.path): item.id for item in videos.items} if \
+        files = {video.id: video.file(videos.place) for video in videos.videos.values()} if \
             isinstance(videos, FolderVideos) else {}
+        inside = {str(getattr(file, "place", file)): id for id, file in files.items()}
         found = inside.get(str(path.absolute()))
         return found if found in ids else None
     raise RequestError(f"--query {asked!r} is neither a video of OUT nor a file{cli.nearest(asked, ids[:SEARCHED])}")
@@ -212,7 +215,7 @@ def encode_file(path: Place, found: Finished, run: RunEvaluation,
     seen = made["view"]
     view = View(seen["clips"], ClipGeometry.parse(seen["clip"]), seen["size"], seen["short_edge"],
                 step=seen.get("step", 0))
-    videos = folder(path, run)
+    videos = folder([path], run)
     per_clip = made["per"] == "clip"
     *_, (outcomes, _, _) = embed(encoder, videos, videos.items, view, per_clip, run, device)
     if isinstance(outcomes[0], FailureRow):

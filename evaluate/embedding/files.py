@@ -1,14 +1,12 @@
-"""Video files as a source of clips, without a store: features need frames alone, and no flow. They lie in a folder, or
-on object storage, where one at a time is fetched by each thread that reads.
+"""Video files as a source of clips, without a store: features need frames alone, and no flow. They lie in folders, on
+object storage or in archives, and are read there.
 
 L frames at stride S of a clip, HxW pixels, u clips read together.
 """
 
 import contextlib
 import dataclasses
-import os
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -16,101 +14,70 @@ import numpy as np
 
 from evaluate.embedding.sources import Item, Piece, Videos, batches
 from evaluate.embedding.wanted import wanted_frames
-from shared.cli import Stopped, writing
+from shared.cli import Stopped
 from shared.clips.index import ClipGeometry
 from shared.datasets.catalog import Video, open_catalog
+from shared.datasets.sources import open_sources, single_file
 from shared.nn.transform import Transform
 from shared.recipes.preprocessing import load_pipeline
-from shared.store.objects import PART, Scratch
-from shared.store.place import ObjectPath, Place
+from shared.store.place import Place, insist_on
 from shared.store.tables import FailureRow
 from shared.videos.decode import GoodRun, frame_size, good_runs, probe
+from shared.videos.files import CANNOT, Span, VideoError, VideoFile, span_of, state_of
 from shared.videos.isolate import ChildProcess, Died, InProcess
-from shared.videos.streams import VideoError, words
 
 PATIENCE_S = 120      # for the next frames of a file: a decoder that hangs is ended, and the video is a failure
 SCAN_S = 1800         # to look for the good frames of a damaged file
 
 
-@dataclass
-class Reader:
-    """A thread's own. process: it decodes there; scratch: of videos on object storage, where one is meanwhile; stopped:
-    its work is wanted no more."""
-
-    process: ChildProcess | InProcess
-    scratch: Scratch | None
-    stopped: bool = False
-
-
 class FolderVideos(Videos):
-    """The video files of a folder, or below a prefix on object storage, as `preprocess.run --dataset folder` lists
+    """The video files of folders, prefixes on object storage and archives, as `preprocess.run --dataset folder` lists
     them, or one file; decoded as a store's would be by today's recipe, in child processes, which a damaged file may
     kill without loss.
 
-    Raises RequestError for a folder without videos and wrong annotations.
+    Raises RequestError for sources without videos and wrong annotations.
     """
 
-    def __init__(self, root: Place, apart: bool = True):
+    def __init__(self, texts: Sequence[str | Place], apart: bool = True):
         self.frames = load_pipeline("folder", None, ()).recipe.frames
         self.apart = apart
-        self.place = root.absolute()
-        if root.is_file():
-            self.place, videos, unnamed = self.place.parent, [Video(root.name, root.name, -1, "", "", ())], ()
-            states = {root.name: ""}          # nobody keeps its feature
+        if file := single_file(texts):
+            self.texts, self.place = (str(file),), file.parent
+            where = file if isinstance(file, Path) else span_of(file, file.state())
+            videos, refused = [Video(file.name, file.name, -1, "", "", (), where)], {}
         else:
-            catalog = open_catalog("folder", root)
-            videos, unnamed = catalog.videos, catalog.unnamed
-            states = catalog.scan.states or {video.path: self._state(video.path) for video in videos}
-        self.items = [Item(video.id, video.path, video.class_name, ";".join(video.splits), states[video.path])
+            catalog = open_catalog("folder", open_sources(texts))
+            self.texts, self.place = catalog.sources.texts, catalog.root
+            videos, refused = catalog.videos, catalog.refused
+        self.videos = {video.path: video for video in videos}
+        self.items = [Item(video.id, video.path, video.class_name, ";".join(video.splits), self._state(video))
                       for video in videos]
-        self.failures = [FailureRow(path, path, "its name is not UTF-8; rename it", "open") for path in unnamed]
+        self.failures = [FailureRow(path, path, reason, "open") for path, reason in refused.items()]
 
-    def _state(self, path: str) -> str:
+    def _state(self, video: Video) -> str:
+        file = video.file(self.place)
         try:
-            found = os.stat(self.place / path)
+            return file.state if isinstance(file, Span) else state_of(file)
         except OSError:
             return ""                # read anyway, which says why it cannot be
-        return f"{found.st_size}:{found.st_mtime_ns}"
 
     def to_dict(self) -> dict:
-        return {"videos": str(self.place), "frames": dataclasses.asdict(self.frames)}
+        return {"videos": self.texts[0] if len(self.texts) == 1 else list(self.texts),
+                "frames": dataclasses.asdict(self.frames)}
 
     def details(self) -> dict:
         return {}
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Reader]:
-        with contextlib.ExitStack() as stack:
-            process = stack.enter_context(contextlib.closing(ChildProcess() if self.apart else InProcess()))
-            yield Reader(process, stack.enter_context(contextlib.closing(Scratch())) if
-                         isinstance(self.place, ObjectPath) else None)
+    def opened(self) -> Iterator[ChildProcess | InProcess]:
+        with contextlib.closing(ChildProcess() if self.apart else InProcess()) as process:
+            yield process
 
-    def read(self, reader: Reader, item: Item, view: Transform, batch: int) -> Generator[Piece, None, str]:
+    def read(self, process: ChildProcess | InProcess, item: Item, view: Transform,
+             batch: int) -> Generator[Piece, None, str]:
         """Of a damaged video the longest run of good frames, if it holds a clip."""
-        path = self.place / item.path
-        if isinstance(path, Path):
-            return (yield from self._read(reader.process, path, view, batch))
-        local = reader.scratch.folder / f"video{path.suffix}"
-        try:
-            self._fetch(reader, path, local)
-            return (yield from self._read(reader.process, local, view, batch))
-        finally:
-            local.unlink(missing_ok=True)
-
-    def _fetch(self, reader: Reader, path: ObjectPath, local: Path) -> None:
-        """Raises VideoError for an object that is gone or that may not be read."""
-        try:
-            with writing(local), open(local, "wb") as file:
-                for block in path.blocks(PART):
-                    file.write(block)
-                    if reader.stopped:
-                        raise VideoError("stopped", "open")
-        except (FileNotFoundError, PermissionError) as error:
-            self.place.iterdir()     # raises where nothing there can be read any more
-            raise VideoError(f"cannot be opened: {words(error)}", "open") from error
-
-    def _read(self, process: ChildProcess | InProcess, path: Path, view: Transform,
-              batch: int) -> Generator[Piece, None, str]:
+        video = self.videos[item.path]
+        path = video.file(self.place)
         reading = self.frames.square_pixels, self.frames.reading
         try:
             found = process.call(probe, path, *reading, limit_s=PATIENCE_S)
@@ -133,12 +100,15 @@ class FolderVideos(Videos):
         except Died as death:
             raise VideoError(str(death), "decode") from death
         except VideoError as error:
-            if error.stage == "open" and isinstance(self.place, Path) and not self.place.is_dir():
-                raise Stopped(f"the videos folder {self.place} has gone; bring it back and run the same command again "
-                              "to go on") from error
+            if error.reason.startswith(CANNOT):
+                try:
+                    insist_on(video.root(self.place))
+                except OSError as gone:
+                    raise Stopped(f"{gone.filename}: {gone.strerror}; bring it back and run the same command again to "
+                                  "go on") from error
             raise
 
-    def _clips(self, process: ChildProcess | InProcess, path: Path, run: GoodRun, damaged: bool, view: Transform,
+    def _clips(self, process: ChildProcess | InProcess, path: VideoFile, run: GoodRun, damaged: bool, view: Transform,
                batch: int, attempt: int) -> Generator[Piece, None, int]:
         """The clips of a file's run of good frames, which is expected to be so long, as they come; returns how long it
         is. Frames that no clip needs any more are let go."""
@@ -161,12 +131,11 @@ class FolderVideos(Videos):
         except StopIteration as end:
             return end.value
 
-    def interrupt(self, reader: Reader) -> None:
-        reader.stopped = True
-        reader.process.interrupt()
+    def interrupt(self, process: ChildProcess | InProcess) -> None:
+        process.interrupt()
 
-    def middle(self, reader: Reader, item: Item) -> np.ndarray:
-        *_, piece = self.read(reader, item, _Whole(1, ClipGeometry(1, 1), 1, 1), 1)
+    def middle(self, process: ChildProcess | InProcess, item: Item) -> np.ndarray:
+        *_, piece = self.read(process, item, _Whole(1, ClipGeometry(1, 1), 1, 1), 1)
         return piece.frames[0]
 
 

@@ -1,32 +1,30 @@
-"""A dataset on disk: the videos that its layout lists, with ids, labels, groups and splits."""
+"""A dataset where it lies: the videos that its layout lists, with ids, labels, groups and splits."""
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from shared.cli import RequestError, nearest, plural
 from shared.datasets import ava, folder, layouts, ssv2, vidsitu
-from shared.datasets.listing import Listing, stem_of
-from shared.store.place import ObjectPath, Place
-
-ENDINGS = frozenset("." + ending for ending in """
-    3g2 3gp asf avi divx f4v flv m1v m2ts m2v m4v mjpeg mjpg mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts
-    vob webm wmv y4m""".split())
-
+from shared.datasets.archives import Fields
+from shared.datasets.listing import Listing, class_order
+from shared.datasets.scan import Headers, Scan, is_utf8, printable, scan
+from shared.datasets.sources import Sources, as_sources
+from shared.store.place import Place, as_place
+from shared.videos.files import VideoFile
 
 LAYOUTS = {"folder": folder.listing, "synthetic": folder.listing, "ucf101": layouts.ucf101, "hmdb51": layouts.hmdb51,
            "kinetics400": layouts.kinetics400, "ssv2": ssv2.listing, "vidsitu": vidsitu.listing, "ava": ava.listing}
 ONE_SIDED = ("ssv2",)     # datasets whose classes tell left from right (docs/method.md 2.4)
-BINS = frozenset(("#recycle", "@recycle", "$recycle.bin", "@eadir", "#snapshot", "__macosx",
-                  "system volume information"))     # of NAS boxes, Windows and macOS
 
 
 @dataclass(frozen=True)
 class Video:
-    """One listed video that is on disk; path is relative to the catalog's root, label is -1 without a class."""
+    """One listed video that is there; path is relative to the root of its source, label is -1 without a class.
+    where: what to open, None for a file below the catalog's root."""
 
     id: str
     path: str
@@ -34,35 +32,26 @@ class Video:
     class_name: str
     group: str
     splits: tuple[str, ...]
+    where: VideoFile | None = None
 
+    def file(self, root: Place) -> VideoFile:
+        return self.where or root / self.path
 
-@dataclass(frozen=True)
-class Scan:
-    """What lies under a folder. videos: by ending, posix paths relative to it, sorted; ignored: how many other files;
-    unreadable: path -> reason, of folders and files that could not be looked at; bins: folders in which a system keeps
-    what was thrown away or made by itself, left out; states: of objects, what tells their bytes from others."""
-
-    videos: list[str]
-    ignored: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)
-    bins: list[str] = field(default_factory=list)
-    states: dict[str, str] = field(default_factory=dict)
-
-    def gone(self, videos: Iterable[tuple[str, str]]) -> list[str]:
-        """Ids of those videos, (id, path), that are here no more: neither at the path nor, where the id is not the path
-        but a name, anywhere under that name. What lies where reading failed is not said to be gone."""
-        paths = set(map(_printable, (*self.videos, *self.unreadable)))     # as failures name those that are not UTF-8
-        names = set(map(stem_of, self.videos))
-        return [id for id, path in videos if path not in paths and (id == path or stem_of(path) not in names) and
-                not any(str(parent) in self.unreadable for parent in PurePosixPath(path).parents)]
+    def root(self, root: Place) -> Place:
+        """The place that holds it: its archive, or the folder or prefix that was given."""
+        if self.where is None:
+            return root
+        place = self.where if isinstance(self.where, Path) else self.where.place
+        return as_place(str(place).removesuffix(f"/{self.path}"))
 
 
 @dataclass(frozen=True)
 class Catalog:
     """videos sorted by id; absent: ids that are listed but not on disk, sorted; ignored: files on disk that are left
     out, because they are no videos by ending, hidden, not listed, or replaced by others; notes: what else the user
-    should be told; unnamed: paths, bytes escaped, of listed videos whose names are not UTF-8, which the store's tables
-    cannot hold; unlisted: paths of videos on disk that are not listed; scan: all that lies there."""
+    should be told; refused: path, bytes escaped -> reason, of what cannot be a row of a store: videos whose names are
+    not UTF-8, archives and members that cannot be taken; unlisted: paths of videos on disk that are not listed; scan:
+    all that lies there; sources: what was given, of which `root` is the first place."""
 
     dataset: str
     root: Place
@@ -71,28 +60,36 @@ class Catalog:
     absent: tuple[str, ...]
     ignored: int
     notes: tuple[str, ...] = ()
-    unnamed: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
     unlisted: tuple[str, ...] = ()
     scan: Scan = Scan([])
+    sources: Sources = Sources(())
 
 
-def open_catalog(layout: str, root: Place, annotations: Path | None = None, dataset: str | None = None,
-                 stored: folder.Stored = MappingProxyType({})) -> Catalog:
-    """The videos under `root` as `layout`, one of LAYOUTS, lists them.
+def open_catalog(layout: str, videos: Sources | Place, annotations: Path | None = None, dataset: str | None = None,
+                 stored: folder.Stored = MappingProxyType({}), fields: Fields = Fields(),
+                 known: Headers = MappingProxyType({})) -> Catalog:
+    """The videos of the sources, or of one folder, as `layout`, one of LAYOUTS, lists them.
 
     annotations: the CSV of a folder, or the folder of the official lists; without it the usual places are looked at.
     stored: class and splits by video id of the store that is to grow, so that a folder is read as it was then.
-    A video on disk that the annotations do not name is counted as ignored and said in the notes.
+    fields, known: as `scan` has them. A video that is there and that the annotations do not name is counted as ignored
+    and said in the notes.
     Raises RequestError for a missing root, wrong annotations, two files of one id.
     """
     if layout not in LAYOUTS:
         raise RequestError(f"layout {layout!r} is unknown{nearest(layout, LAYOUTS)}")
-    if not root.is_dir():
-        raise RequestError(f"the videos folder {root} {'is a file' if root.exists() else 'does not exist'}; "
-                           "put the videos there or give their folder as --videos DIR")
-    found = scan(root)
-    read, given = LAYOUTS[layout], None if annotations is None else Path(annotations)
-    listing = read(root, given, found.videos, stored) if read is folder.listing else read(root, given, found.videos)
+    sources, read = as_sources(videos), LAYOUTS[layout]
+    for place in sources.folders:
+        if not place.is_dir():
+            raise RequestError(f"the videos folder {place} {'is a file' if place.exists() else 'does not exist'}; "
+                               "put the videos there or give their folder as --videos DIR")
+    if fields.named() and read is not folder.listing:
+        raise RequestError(f"{', '.join(f'shards.{name}' for name in fields.named())}: {layout} takes labels, splits "
+                           "and groups from its official lists; leave it out, or take --dataset folder")
+    found = scan(sources, fields, known)
+    root, given = sources.roots[0], None if annotations is None else Path(annotations)
+    listing = _own_listing(sources, given, found, stored) if read is folder.listing else read(root, given, found.videos)
     labels = {name: label for label, name in enumerate(listing.classes)}
 
     videos, unlisted, replaced, twice = {}, [], [], []
@@ -109,25 +106,68 @@ def open_catalog(layout: str, root: Place, annotations: Path | None = None, data
             replaced.append((path, before) if listing.replaces(path) else (before, path))
             path = replaced[-1][0]
         label = labels.get(listed.class_name, -1)
-        videos[listed.id] = Video(listed.id, path, label, listed.class_name, listed.group, listed.splits)
+        videos[listed.id] = Video(listed.id, path, label, listed.class_name, listed.group, listed.splits,
+                                  found.files.get(path))
     if twice:
         if len(twice) > 1:
-            raise RequestError(f"two files for {_pairs(twice)}; keep one of each under {root}")
-        one, both = listing.videos[listing.key(twice[0][0])].id, " and ".join(map(_printable, twice[0]))
-        raise RequestError(f"two files for the video {one}: {both}; keep one of them under {root}")
-    wrong = [id for id, video in videos.items() if not _is_utf8(video.path)]
-    refused = {id: _printable(videos.pop(id).path) for id in wrong}
-    notes = (*listing.notes, *_left_out(found, unlisted, replaced))
+            raise RequestError(f"two files for {_pairs(twice)}; keep one of each under {sources}")
+        one, both = listing.videos[listing.key(twice[0][0])].id, " and ".join(map(printable, twice[0]))
+        raise RequestError(f"two files for the video {one}: {both}; keep one of them under {sources}")
+    wrong = [id for id, video in videos.items() if not is_utf8(video.path)]
+    unnamed = {id: printable(videos.pop(id).path) for id in wrong}
+    refused = {printable(path): reason for path, reason in found.refused.items()}
+    refused = dict(sorted((refused | dict.fromkeys(unnamed.values(), "the file name is not UTF-8; rename it")).items()))
+    notes = (*listing.notes, *_left_out(found, unlisted, replaced), *_silent(found, fields))
     if not videos:
-        raise RequestError("; ".join([f"no video of {len(listing.videos):,} listed is under {root} "
-                                      f"({plural(len(found.videos), 'video file')}, {plural(found.ignored, 'other')}"
+        raise RequestError("; ".join([f"no video of {len(listing.videos):,} listed is under {sources} "
+                                      f"({plural(len(found.videos), 'video file')}, "
+                                      f"{plural(found.ignored, 'other')}"
                                       f"{_example(found.videos, listing)})", *_left_out(found, (), ()),
+                                      *(f"{name}: {reason}" for name, reason in list(refused.items())[:1]),
+                                      *_archives_beside(sources),
                                       "put the videos there or give their folder as --videos DIR"]))
     absent = tuple(sorted(video.id for video in listing.videos.values()
-                          if video.id not in videos and video.id not in refused))
+                          if video.id not in videos and video.id not in unnamed))
     return Catalog(dataset or layout, root, listing.classes, tuple(videos[id] for id in sorted(videos)), absent,
-                   found.ignored + len(unlisted) + len(replaced), notes, tuple(sorted(refused.values())),
-                   tuple(unlisted), found)
+                   found.ignored + len(unlisted) + len(replaced), notes, refused,
+                   tuple(unlisted), found, sources)
+
+
+def _own_listing(sources: Sources, annotations: Path | None, found: Scan, stored: folder.Stored) -> Listing:
+    """What `folder.listing` says, of each place that holds sources by itself, unless one CSV is given for all."""
+    if annotations or len(sources.roots) == 1:
+        return folder.listing(sources.roots[0], annotations, found.videos, stored, found.told)
+    paths, above = {root: [] for root in sources.roots}, {archive.place: archive.root for archive in sources.archives}
+    for path in found.videos:
+        file = found.files[path]
+        place = file if isinstance(file, Path) else file.place
+        root = above.get(place) or next(root for root in sources.folders if str(root / path) == str(place))
+        paths[root].append(path)
+    listings = [folder.listing(root, None, some, stored, found.told) for root, some in paths.items() if some]
+    videos = {path: video for listing in listings for path, video in listing.videos.items()}
+    return Listing(class_order(video.class_name for video in videos.values()), videos,
+                   lambda path: next((key for one in listings if (key := one.key(path)) in videos), path),
+                   tuple(note for listing in listings for note in listing.notes))
+
+
+def _silent(found: Scan, fields: Fields) -> list[str]:
+    """A line for each field that says nothing of some of the archives' videos."""
+    out, inside = [], [path for path, file in found.files.items() if getattr(file, "kind", "object") != "object"]
+    for name, source in fields.named().items():
+        without = [path for path in inside if name not in found.told.get(path, ())]
+        if without:
+            out.append(f"shards.{name}={source} says nothing of {plural(len(without), 'video')} in archives (first "
+                       f"{printable(without[0])}): folders and lists decide")
+    return out
+
+
+def _archives_beside(sources: Sources) -> list[str]:
+    """What to say of archives in a folder that holds no videos."""
+    for place in sources.folders:
+        for pattern in ("*.tar", "*.zip"):
+            if next(iter(place.glob(pattern)), None) is not None:
+                return [f"its archives are read with --videos '{place}/{pattern}'"]
+    return []
 
 
 def _left_out(found: Scan, unlisted: Sequence[str], replaced: Sequence[tuple[str, str]]) -> list[str]:
@@ -137,14 +177,14 @@ def _left_out(found: Scan, unlisted: Sequence[str], replaced: Sequence[tuple[str
         out.append(f"a replacement is taken for {_pairs(replaced)}")
     if unlisted:
         out.append(f"{plural(len(unlisted), 'video is', 'videos are')} on disk but not listed, and left out (first "
-                   f"{_printable(unlisted[0])})")
+                   f"{printable(unlisted[0])})")
     if found.unreadable:
         first, reason = next(iter(found.unreadable.items()))
         out.append(f"{plural(len(found.unreadable), 'folder or file', 'folders or files')} left out, since reading "
-                   f"failed (first {_printable(first)}: {reason})")
+                   f"failed (first {printable(first)}: {reason})")
     if found.bins:
         out.append(f"{plural(len(found.bins), 'folder is', 'folders are')} left out, since the system keeps its own "
-                   f"things there (first {_printable(found.bins[0])})")
+                   f"things there (first {printable(found.bins[0])})")
     return out
 
 
@@ -153,7 +193,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     (one, other), count = Counter(_apart(*pair) for pair in pairs).most_common(1)[0]
     where = f"in {one}/" if one == other else f"in {one}/ and {other}/"
     share = "" if count == len(pairs) else f"{count:,} of them "
-    first = " and ".join(map(_printable, pairs[0]))
+    first = " and ".join(map(printable, pairs[0]))
     return f"{plural(len(pairs), 'video')}, {share}{where} (first {first})"
 
 
@@ -161,7 +201,7 @@ def _apart(one: str, other: str) -> tuple[str, str]:
     """The folders in which two paths part; the same one twice where they lie in one."""
     folders = [path.split("/")[:-1] for path in (one, other)]
     same = len(os.path.commonprefix(folders))
-    return tuple(_printable("/".join(names[:same + 1])) or "." for names in folders)
+    return tuple(printable("/".join(names[:same + 1])) or "." for names in folders)
 
 
 def _example(paths: Sequence[str], listing: Listing) -> str:
@@ -171,83 +211,4 @@ def _example(paths: Sequence[str], listing: Listing) -> str:
     names = {PurePosixPath(video.id).stem: video.id for video in listing.videos.values()}
     path = next((path for path in paths if PurePosixPath(path).stem in names), paths[0])
     listed = names.get(PurePosixPath(path).stem, next(iter(names.values())))
-    return f"; listed is {listed!r}, on disk is {_printable(path)!r}"
-
-
-def scan(root: Place) -> Scan:
-    """One directory listing a folder and no stat a file. Hidden names are left out, a hidden folder counts once. Links
-    to folders are followed; what cannot be read is left out and named.
-
-    Raises RequestError for a link that leads back into itself and for a root that cannot be read.
-    """
-    if isinstance(root, ObjectPath):
-        return _scan_objects(root)
-    found, ignored, pending = Scan([]), 0, [("", (os.path.realpath(root),))]
-
-    def entries(place: str):
-        try:
-            with os.scandir(os.path.join(root, place) if place else root) as listed:
-                yield from listed
-        except OSError as error:
-            if not place:
-                raise RequestError(f"cannot read {root}: {error.strerror}; make it readable or move it away") from None
-            found.unreadable[place] = error.strerror or str(error)
-
-    while pending:
-        place, parents = pending.pop()
-        for entry in entries(place):
-            path = f"{place}/{entry.name}" if place else entry.name
-            try:
-                if entry.name.startswith("."):
-                    ignored += 1
-                elif entry.is_dir():
-                    if entry.name.casefold() in BINS:
-                        found.bins.append(path)
-                    else:
-                        pending.append((path, (*parents, _real(entry, parents))))
-                elif os.path.splitext(entry.name)[1].lower() in ENDINGS and (entry.is_file() or entry.is_symlink()):
-                    found.videos.append(path)
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    found.unreadable[path] = "a link that leads nowhere"
-                else:
-                    ignored += 1
-            except OSError as error:
-                found.unreadable[path] = error.strerror or str(error)
-    return Scan(sorted(found.videos), ignored, dict(sorted(found.unreadable.items())), sorted(found.bins))
-
-
-def _scan_objects(root: ObjectPath) -> Scan:
-    states, ignored, bins = root.states(), 0, set()
-    videos = []
-    for path in states:
-        *folders, name = path.split("/")
-        at = next((i for i, folder in enumerate(folders) if folder.casefold() in BINS), None)
-        if any(part.startswith(".") for part in folders[:at]):
-            ignored += 1
-        elif at is not None:
-            bins.add("/".join(folders[:at + 1]))
-        elif name.startswith(".") or os.path.splitext(name)[1].lower() not in ENDINGS:
-            ignored += 1
-        else:
-            videos.append(path)
-    return Scan(sorted(videos), ignored, bins=sorted(bins), states={path: states[path] for path in videos})
-
-
-def _real(entry: os.DirEntry, parents: tuple[str, ...]) -> str:
-    """The folder's path without links; refused where it is one of those above it, for a walk would never end."""
-    real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
-    if real in parents:
-        raise RequestError(f"the link {_printable(entry.path)} leads back to {_printable(real)}; remove it")
-    return real
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _printable(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return f"; listed is {listed!r}, on disk is {printable(path)!r}"

@@ -6,9 +6,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from shared.cli import RequestError, plural
-from shared.datasets.listing import Listed, Listing, class_order, rows_of, unlabelled
+from shared.datasets.listing import Listed, Listing, class_order, rows_of, unlabelled, within
 from shared.store.place import Place
 
 SPLIT = re.compile(r"(train|val|test)[0-9]*")
@@ -19,22 +20,27 @@ SPLIT_FOLDER = re.compile(r"(?:videos?[-_ ]?)?"
 
 Reading = Callable[[str], tuple[str, str]]    # a path -> its class, empty for none, and its split
 Stored = Mapping[str, tuple[str, tuple[str, ...]]]
+Told = Mapping[str, Mapping[str, str]]        # path -> those of label, split and group that an archive's fields say
 
 
-def listing(root: Place, annotations: Path | None, paths: Sequence[str], stored: Stored) -> Listing:
+def listing(root: Place, annotations: Path | None, paths: Sequence[str], stored: Stored,
+            told: Told = MappingProxyType({})) -> Listing:
     """The videos of `paths` with what the folders say of class and split, or what a CSV (path, label, split, group)
     says.
 
     Without `annotations`, an annotations.csv in the root is taken. Where the CSV has no label or no split column, and
-    without a CSV, the folders decide (`choose_reading`); a video that lies in no split folder is in `train`.
+    without a CSV, `told` decides, what an archive's fields say by path, and where it is silent the folders
+    (`choose_reading`); a video that lies in no split folder is in `train`.
     stored: of the store that is to grow, class and splits by video id.
     """
     if annotations is None and not (root / "annotations.csv").is_file():
-        reading, notes = choose_reading(paths, stored, root)
+        reading, notes = choose_reading(paths, stored, root, tuple(
+            name for name in ("label", "split") if not any(name in said for said in told.values())))
         videos = {}
         for path in paths:
-            class_name, split = reading(path)
-            videos[path] = Listed(path, class_name, "", (split,))
+            (class_name, split), said = reading(path), told.get(path, {})
+            videos[path] = Listed(path, said.get("label", class_name), said.get("group", ""),
+                                  _told_splits(path, said["split"]) if "split" in said else (split,))
         return Listing(class_order(video.class_name for video in videos.values()), videos, str, notes)
     file = annotations or root / "annotations.csv"
     rows = _read(file, root)
@@ -43,17 +49,22 @@ def listing(root: Place, annotations: Path | None, paths: Sequence[str], stored:
     notes = (f"annotations: {file}", *(f"{file.name} has no column {' nor '.join(missing)}: {note}" for note in notes))
     held, videos, negative = {name for name, _ in stored.values()}, {}, 0
     for path, row in rows.items():
-        class_name, split = reading(path)
+        (class_name, split), said = reading(path), told.get(path, {})
+        row = {name: said[name] for name in ("label", "group") if name in said} | row
         label = row.get("label", class_name)
         if "label" in row and unlabelled(label) and label not in held:
             negative, label = negative + bool(label), ""
-        videos[path] = Listed(path, label, row.get("group", ""), _splits(row["split"]) if "split" in row else (split,))
+        videos[path] = Listed(path, label, row.get("group", ""), _splits(row["split"]) if "split" in row else
+                              _told_splits(path, said["split"]) if "split" in said else (split,))
     if negative:
         notes += (f"read as unlabelled: {plural(negative, 'label')} -1 or nan of {file.name}",)
     # A list that was written on a Mac may spell an accent as two characters where the disk has one, or the reverse.
     spelt = {unicodedata.normalize("NFC", path): path for path in videos}
+    # And one of a folder serves the archives that were made of it.
     return Listing(class_order(video.class_name for video in videos.values()), videos,
-                   lambda path: path if path in videos else spelt.get(unicodedata.normalize("NFC", path), path), notes)
+                   lambda path: path if path in videos else next(
+                       (key for one in (path, within(path))
+                        if (key := spelt.get(unicodedata.normalize("NFC", one)))), path), notes)
 
 
 def _read(file: Place, root: Place) -> dict[str, dict[str, str]]:
@@ -81,6 +92,15 @@ def _splits(cell: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(split.strip() for split in cell.split(";"))) if cell else ()
 
 
+def _told_splits(path: str, text: str) -> tuple[str, ...]:
+    """Of a split field, spelt as folders may be. Raises RequestError for what names no split."""
+    splits = tuple(dict.fromkeys(split_name(one.strip()) for one in text.split(";")))
+    if "" in splits:
+        raise RequestError(f"{path}: its field for the split says {text[:80]!r}; expected train, val or test, several "
+                           "joined by semicolons as in train;val")
+    return splits
+
+
 def choose_reading(paths: Iterable[str], stored: Stored, root: Place,
                    decides: Sequence[str] = ("label", "split")) -> tuple[Reading, tuple[str, ...]]:
     """How class and split follow from a path here, and what to say of it.
@@ -90,7 +110,7 @@ def choose_reading(paths: Iterable[str], stored: Stored, root: Place,
     `train`. A store that holds some of the videos is read on as it was: its rows tell. decides: what is asked.
     """
     paths = list(paths)
-    folders = [path.split("/")[:-1] for path in paths if "/" in path]
+    folders = [within(path).split("/")[:-1] for path in paths if "/" in within(path)]
     reading = _first_folder
     if _splits_above(folders):
         reading = _split_above
@@ -124,19 +144,19 @@ def split_name(folder: str) -> str:
 
 
 def _first_folder(path: str) -> tuple[str, str]:
-    first, slash, _ = path.partition("/")
+    first, slash, _ = within(path).partition("/")
     return first if slash else "", "train"
 
 
 def _split_above(path: str) -> tuple[str, str]:
-    first, *rest = path.split("/")
+    first, *rest = within(path).split("/")
     if not rest or not split_name(first):
         return _first_folder(path)
     return rest[0] if len(rest) > 1 else "", split_name(first)
 
 
 def _split_below(path: str) -> tuple[str, str]:
-    class_name, *rest = path.split("/")
+    class_name, *rest = within(path).split("/")
     return _first_folder(path) if len(rest) < 2 or not split_name(rest[0]) else (class_name, split_name(rest[0]))
 
 

@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from shared.cli import RequestError, plural
 
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?")
 UNLABELLED = re.compile(r"(-1(\.0*)?|nan)?", re.IGNORECASE)
+ENDINGS = frozenset("." + ending for ending in """
+    3g2 3gp asf avi divx f4v flv m1v m2ts m2v m4v mjpeg mjpg mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts
+    vob webm wmv y4m""".split())
+BINS = frozenset(("#recycle", "@recycle", "$recycle.bin", "@eadir", "#snapshot", "__macosx",
+                  "system volume information"))     # of NAS boxes, Windows and macOS
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "spaces"}
 
 
@@ -37,6 +43,19 @@ class Listing:
     key: Callable[[str], str]
     notes: tuple[str, ...] = ()
     replaces: Callable[[str], bool] = lambda path: False
+
+
+def is_video(path: str) -> bool:
+    """Whether a path below a root is that of a video, by its ending; what is hidden or thrown away is none."""
+    *folders, name = path.split("/")
+    return os.path.splitext(name)[1].lower() in ENDINGS and not any(part.startswith(".") for part in (*folders, name)) \
+        and not any(folder.casefold() in BINS for folder in folders)
+
+
+def within(path: str) -> str:
+    """The path without the archives that it leads into: what stands in an archive is read as if it were unpacked."""
+    *folders, name = path.split("/")
+    return "/".join([*(folder for folder in folders if not folder.lower().endswith((".tar", ".zip"))), name])
 
 
 def stem_of(path: str) -> str:
@@ -67,7 +86,7 @@ def find_lists(given: Path | None, candidates: Sequence[Path], pattern: str) -> 
     """The first folder that holds a file like `pattern`; raises RequestError naming where it looked."""
     looked = [given] if given is not None else candidates
     for path in looked:
-        if path.is_dir() and next(path.glob(pattern), None) is not None:
+        if path.is_dir() and next(iter(path.glob(pattern)), None) is not None:
             return path
     raise RequestError(f"no {pattern} in {' nor '.join(map(str, looked))}; expected the dataset's official lists, "
                        "give their folder as --annotations DIR")

@@ -7,12 +7,14 @@ stays outside both.
 import dataclasses
 import hashlib
 import json
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 from shared.cli import RequestError, nearest
 from shared.clips.index import ClipGeometry
+from shared.datasets.archives import Fields
 from shared.recipes.settings import apply_settings, build, follow, kept, known, late, load_document, recorded, spelt
 from shared.store.layout import FORMAT, StoreError
 from shared.store.place import Place, as_place
@@ -141,13 +143,15 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One resolved preprocessing request; kept: settings that follow the store's, not the defaults, as `key=value`."""
+    """One resolved preprocessing request; kept: settings that follow the store's, not the defaults, as `key=value`;
+    shards: where archives say label, split and group."""
 
     dataset: str
     preset: Dataset
     recipe: Recipe
     run: Run
     kept: tuple[str, ...] = ()
+    shards: Fields = Fields()
 
 
 def recipe_hash(recipe: dict) -> str:
@@ -207,8 +211,8 @@ def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequ
     name = recipe or preset.get("recipe", "motion")
     if name not in recipes:
         raise RequestError(f"recipe {name!r} is unknown{nearest(name, recipes)}")
-    sections = {field.name: field.type for field in dataclasses.fields(Recipe)} | {"run": Run}
-    beside = {"run": document["run"]}
+    sections = {field.name: field.type for field in dataclasses.fields(Recipe)} | {"run": Run, "shards": Fields}
+    beside = {name: document[name] for name in ("run", "shards")}
     if preset.get("generate"):
         sections["generate"], beside["generate"] = Generate, preset["generate"]
     alone = tree = apply_settings(recipes[name] | beside, sections, settings)
@@ -220,10 +224,10 @@ def load_pipeline(dataset: str, recipe: str | None = None, settings: typing.Sequ
         followed = follow(recipes[name], base, sections, settings, recipes.values() if recipe else ())
         tree = apply_settings(followed | beside, sections, settings)
     preset |= {"recipe": name, "generate": tree.pop("generate", None)}
-    run = build(Run, tree.pop("run"), "run")
+    run, shards = build(Run, tree.pop("run"), "run"), build(Fields, tree.pop("shards"), "shards")
     alone = {section: alone[section] for section in tree}
     pipeline = Pipeline(dataset, build(Dataset, preset, f"datasets.{dataset}"), build(Recipe, tree, ""), run,
-                        kept(alone, tree))
+                        kept(alone, tree), shards)
     _check(pipeline)
     return pipeline
 
@@ -235,6 +239,10 @@ def _check(pipeline: Pipeline) -> None:
     if pipeline.preset.generate:
         positive |= {f"generate.{k}": v for k, v in dataclasses.asdict(pipeline.preset.generate).items() if k != "seed"}
     _check_positive(positive)
+    for name, value in pipeline.shards.named().items():
+        if value not in ("cls", "txt") and not re.fullmatch(r"json\..+", value):
+            raise RequestError(f"shards.{name} is {value!r}; expected cls, txt or json.NAME: the file beside a video, "
+                               "and of a .json which of its names")
     run = pipeline.run
     for key, value in {"threads": run.threads, "time_limit_s": run.time_limit_s, "memory_gb": run.memory_gb,
                        "retries": run.retries}.items():

@@ -22,6 +22,7 @@ from shared.store.chunks import crc32c
 
 PARALLEL = 8  # requests side by side, where many objects move
 S3 = {"s3", "s3a"}
+READ_TRIES = 3  # of an answer that breaks off
 CONFLICTS = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 
 
@@ -129,6 +130,9 @@ class ObjectPath:
 
     def iterdir(self) -> list["ObjectPath"]:
         """What is right below, sorted; nothing where there is no such prefix."""
+        return [ObjectPath(f"{self.url}/{name}", entry["type"]) for name, entry in self._right_below()]
+
+    def _right_below(self) -> list[tuple[str, dict]]:
         if self.kind == "file":
             return []
         try:
@@ -138,9 +142,9 @@ class ObjectPath:
             if _code(error.__cause__) == "NoSuchBucket":
                 raise
             return []
-        found = {entry["name"].rstrip("/").rpartition("/")[2]: entry["type"] for entry in entries
+        found = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in entries
                  if entry["name"].strip("/") != self._inner()}
-        return [ObjectPath(f"{self.url}/{name}", found[name]) for name in sorted(found) if name]
+        return [(name, found[name]) for name in sorted(found) if name]
 
     def glob(self, pattern: str) -> list["ObjectPath"]:
         """As pathlib's, without `**`; one listing for every prefix on the way."""
@@ -155,8 +159,16 @@ class ObjectPath:
 
     def states(self) -> dict[str, str]:
         """As `find`, but what tells an object's bytes from others: their number, and S3's ETag or what else is said."""
-        return {name: f"{entry['size']}:{entry['ETag'] if 'ETag' in entry else _digest(repr(entry).encode())}"
-                for name, entry in self._below()}
+        return {name: _state(entry) for name, entry in self._below()}
+
+    def states_right_below(self) -> dict[str, str]:
+        """As `states`, of the objects that lie right below, from one listing."""
+        return {name: _state(entry) for name, entry in self._right_below() if entry["type"] == "file"}
+
+    def state(self) -> str:
+        """Of this object, as `states` has it."""
+        with _named(self.url):
+            return _state(self.fs.info(self.url))
 
     def _below(self) -> list[tuple[str, dict]]:
         with _named(self.url):
@@ -177,9 +189,32 @@ class ObjectPath:
     def read_text(self, encoding: str) -> str:
         return self.read_bytes().decode(encoding)
 
-    def read_range(self, start: int, stop: int) -> bytes:
+    def read_range(self, start: int, stop: int, etag: str = "") -> bytes:
+        """etag: on S3 the version that is meant; where the object is at another, OSError with ESTALE."""
         with _named(self.url):
-            return self.fs.cat_file(self.url, start=start, end=stop)
+            if not (etag and self.s3):
+                return self.fs.cat_file(self.url, start=start, end=stop)
+            try:
+                return self._read_version(start, stop, etag)
+            except OSError as error:
+                if _code(error) not in CONFLICTS:
+                    raise
+        raise OSError(errno.ESTALE, "has changed since it was looked at", self.url)
+
+    def _read_version(self, start: int, stop: int, etag: str) -> bytes:
+        from fsspec.asyn import sync
+
+        bucket, _, key = self._inner().partition("/")
+        for left in reversed(range(READ_TRIES)):
+            answer = self.fs.call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}",
+                                     IfMatch=etag)     # tried again by the client itself, unlike what follows
+            try:
+                return sync(self.fs.loop, answer["Body"].read)
+            except Exception:
+                if not left:
+                    raise
+            finally:
+                answer["Body"].close()
 
     def blocks(self, size: int) -> Iterator[bytes]:
         """The object's bytes, `size` at a time, a request each; on S3 all of one version, or an error."""
@@ -296,6 +331,10 @@ class ObjectPath:
         """Remove every object below this prefix."""
         with _named(self.url):
             self.fs.rm(self.url, recursive=True)
+
+
+def _state(entry: dict) -> str:
+    return f"{entry['size']}:{entry['ETag'] if 'ETag' in entry else _digest(repr(entry).encode())}"
 
 
 def _digest(data: bytes) -> str:

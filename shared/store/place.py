@@ -4,6 +4,7 @@ A folder stays a pathlib.Path; an ObjectPath looks like one as far as readers of
 """
 
 import argparse
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -60,6 +61,14 @@ def store_argument(text: str) -> Place:
         raise argparse.ArgumentTypeError(f"{text}: no storage that takes stores ({type(error).__name__}); expected a "
                                          "folder or a URL such as s3://bucket/prefix") from error
     return place
+
+
+def insist_on(place: Place) -> None:
+    """Raises OSError where a folder, a file or a prefix of videos has gone, or cannot be asked any more."""
+    if isinstance(place, ObjectPath):
+        place.iterdir()
+    elif not place.exists():
+        raise FileNotFoundError(errno.ENOENT, "the videos folder has gone", str(place))
 
 
 def remove_tree(place: Place) -> None:

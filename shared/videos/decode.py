@@ -4,14 +4,12 @@ T frames, HxW pixels. Every scaler runs on one thread, as every decoder does (sh
 """
 
 import errno
-import os
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import chain
-from pathlib import Path
 
 import av
 import cv2
@@ -19,7 +17,8 @@ import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from shared.cli import plural
-from shared.videos.streams import ASSUMED_FPS, READING, Frames, Source, VideoError, count_packets, open_frames, words
+from shared.videos.files import VideoError, VideoFile, size_of, words
+from shared.videos.streams import ASSUMED_FPS, READING, Frames, Source, count_packets, open_frames
 
 MIN_SIDE = 16  # px; TV-L1's coarsest scale needs this much
 MIN_BYTES_PER_FRAME = 8  # container overhead alone; bounds what a damaged header may claim
@@ -85,7 +84,7 @@ def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 @contextmanager
-def open_video(path: str | Path, short_side: int = 256, multiple: int = 8, window: int = 64, square_pixels: bool = True,
+def open_video(path: VideoFile, short_side: int = 256, multiple: int = 8, window: int = 64, square_pixels: bool = True,
                reading: int = READING, first: int = 0, wanted: Container[int] | None = None) -> Iterator["Decoder"]:
     """A `Decoder` of the file's video stream, closed on leaving. It reads one run of good frames: that which holds the
     frame number `first` of the file, from there on, or the next one; of it only those of `wanted`, numbered from the
@@ -201,7 +200,7 @@ class Decoder:
         cv2.merge(planes, out)
 
 
-def good_runs(path: str | Path, square_pixels: bool = True, reading: int = READING) -> list[GoodRun]:
+def good_runs(path: VideoFile, square_pixels: bool = True, reading: int = READING) -> list[GoodRun]:
     """Every run of good frames of one size and orientation, in the file's order; all of it is decoded.
 
     Raises VideoError where there is none.
@@ -221,12 +220,12 @@ def good_runs(path: str | Path, square_pixels: bool = True, reading: int = READI
     return runs
 
 
-def count_frames(path: str | Path) -> int:
+def count_frames(path: VideoFile) -> int:
     """Frames of the longest run of good ones: all of them where nothing is damaged. Raises VideoError where none."""
     return max(run.frames for run in good_runs(path))
 
 
-def probe(path: str | Path, square_pixels: bool = True, reading: int = READING) -> Probe:
+def probe(path: VideoFile, square_pixels: bool = True, reading: int = READING) -> Probe:
     """Length, rate and size from the headers; the first frame too is decoded, since PyAV shows rotation only there.
 
     Where headers lack the frame count it is duration times rate. Where they lack both, or claim what does not go with
@@ -242,7 +241,7 @@ def probe(path: str | Path, square_pixels: bool = True, reading: int = READING) 
         fps, duration = source.fps or ASSUMED_FPS, source.duration_s
         count, basis = (stream.frames, "count") if stream.frames > 0 else (round(duration * fps), "duration")
         notes = [source.note, _rate_note(source), aspect_note]
-        size = os.path.getsize(path)
+        size = size_of(path)
         # A fragmented MP4's count may be of its first fragment only.
         if round(duration * fps) > 2 * count or \
                 not 0 < MIN_BYTES_PER_FRAME * count <= size <= max(count * first.height * first.width, SMALL):

@@ -3,14 +3,11 @@
 Every decoder runs on one thread: with frame threads a damaged stream decodes to other pixels from run to run.
 """
 
-import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 import av
 import numpy as np
@@ -19,6 +16,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 
 from shared.cli import plural
+from shared.videos.files import VideoError, VideoFile, open_container, size_of, words
 
 READING = 2  # the rules by which files are read, kept in recipes (`frames.reading`); 1: those of the first version
 MAX_FPS = 1000.0  # above it a header's rate is a time base, not a rate
@@ -29,20 +27,6 @@ COUNTED_BYTES = 1 << 24  # of a file whose packets are counted; what lies beyond
 SAME_TIME = 0.9  # of the fullest stream's seconds
 LENIENT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}  # PyAV 19 never raises
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
-
-
-class VideoError(Exception):
-    """A video that cannot be used, or not beyond its first `frames` frames.
-
-    reason: one short line without the path; stage: `open`, `probe` or `decode`.
-    """
-
-    def __init__(self, reason: str, stage: str, frames: int = 0):
-        super().__init__(reason, stage, frames)  # all of them, so that the error survives pickling
-        self.reason, self.stage, self.frames = reason, stage, frames
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 @dataclass(frozen=True)
@@ -73,12 +57,12 @@ class Source:
 
 
 @contextmanager
-def open_source(path: str | Path, fullest: bool = True) -> Iterator[Source]:
+def open_source(path: VideoFile, fullest: bool = True) -> Iterator[Source]:
     """The file's video stream, and of several the one with the most frames (fullest=False: the first).
 
     Cover art and thumbnails are no video. Raises VideoError: no such file, no video, no decoder.
     """
-    with _opened(path) as container:
+    with open_container(path, **LENIENT) as container:
         streams = [stream for stream in container.streams.video if not stream.disposition & PICTURES]
         if not streams:
             raise VideoError("no video stream", "open")
@@ -91,27 +75,6 @@ def open_source(path: str | Path, fullest: bool = True) -> Iterator[Source]:
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
         yield Source(container, stream, note)
-
-
-@contextmanager
-def _opened(path) -> Iterator[av.container.InputContainer]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise VideoError(f"cannot be opened: {words(error)}", "open") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise VideoError("not a file", "open")
-    if status.st_size == 0:
-        raise VideoError("empty file (0 bytes)", "open")
-    try:
-        # `file:` and the whitelist: neither a name nor a playlist inside the file may lead to the network.
-        container = av.open(f"file:{os.fspath(path)}", container_options={"protocol_whitelist": "file"}, **LENIENT)
-    except PermissionError as error:
-        raise VideoError(f"cannot be opened: {words(error)}", "open") from error
-    except av.error.FFmpegError as error:
-        raise VideoError(f"not a video: {words(error)}", "open") from error
-    with container:
-        yield container
 
 
 def _fullest(path, streams: list[av.VideoStream]) -> tuple[av.VideoStream, str]:
@@ -136,11 +99,11 @@ def _fps(stream: av.VideoStream) -> float | None:
     return next((float(rate) for rate in rates if rate and 0 < rate <= MAX_FPS), None)
 
 
-def count_packets(path: str | Path, streams: list[int]) -> tuple[dict[int, int], bool]:
+def count_packets(path: VideoFile, streams: list[int]) -> tuple[dict[int, int], bool]:
     """Packets by the index of their stream, without decoding, and whether all were counted: beyond COUNTED_BYTES they
     are estimated from the file's bytes."""
-    counts, end, size = dict.fromkeys(streams, 0), 0, os.path.getsize(path)
-    with _opened(path) as container:
+    counts, end, size = dict.fromkeys(streams, 0), 0, size_of(path)
+    with open_container(path, **LENIENT) as container:
         for packet in _packets(container, [container.streams[index] for index in streams]):
             if isinstance(packet, Exception) or not packet.size:
                 continue
@@ -253,7 +216,7 @@ class Frames:
 
 
 @contextmanager
-def open_frames(path: str | Path, reading: int = READING) -> Iterator[tuple[Frames, Iterator]]:
+def open_frames(path: VideoFile, reading: int = READING) -> Iterator[tuple[Frames, Iterator]]:
     """The file's `Frames` and an iterator over them, of which the first is decoded. Raises VideoError."""
     for unmarked in (reading < 2, True):
         with open_source(path, fullest=reading > 1) as source:
@@ -294,9 +257,3 @@ def _orientation(frame) -> tuple[bool, bool, bool] | None:
     if abs(b) + abs(c) > abs(a) + abs(d):
         return True, b < 0, c < 0
     return False, d < 0, a < 0
-
-
-def words(error: OSError | av.error.FFmpegError) -> str:
-    """The error's words without its number and path."""
-    text = (error.strerror or type(error).__name__).removesuffix(" found when processing input")
-    return text[:1].lower() + text[1:]

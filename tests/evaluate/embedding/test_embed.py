@@ -32,7 +32,7 @@ from shared.store.place import as_place
 from shared.store.reader import StoreReader
 from shared.store.record import read_json
 from shared.videos.decode import open_video, probe
-from shared.videos.streams import VideoError
+from shared.videos.files import VideoError
 
 FAST = ["--set", "run.threads=1", "--set", "run.device=cpu", "--set", "clips=3", "--set", "run.workers=1"]
 
@@ -361,7 +361,7 @@ def test_from_and_to_object_storage(call, store, bucket, tmp_path, monkeypatch, 
 
 
 def test_video_files_on_object_storage(call, videos, film, make_video, bucket, tmp_path, monkeypatch, capsys):
-    """As from a folder, one fetched at a time; what has changed there is read again, what is gone is a row."""
+    """As from a folder, and from a tar there; what has changed is read again, what is gone is a row."""
     import s3fs
     folder, url = shutil.copytree(videos, tmp_path / "videos"), f"{bucket}/videos"
     (folder / "a" / "text.mp4").write_text("no video")
@@ -372,19 +372,18 @@ def test_video_files_on_object_storage(call, videos, film, make_video, bucket, t
                                             "b/three.mp4,y,val\nfour.mp4,y,val\n")
     bucket_files = s3fs.S3FileSystem()
     bucket_files.put(str(folder), url, recursive=True)
-    monkeypatch.setattr(files, "PART", 1000)
-    fetch, list_videos = files.FolderVideos._fetch, files.open_catalog
-
-    def fetch_alone(source, reader, *paths):
-        assert not list(reader.scratch.folder.iterdir())
-        fetch(source, reader, *paths)
-    monkeypatch.setattr(files.FolderVideos, "_fetch", fetch_alone)
+    list_videos = files.open_catalog
     code, here = call("--videos", folder, "--set", "run.workers=0", out=tmp_path / "here")
     assert code == cli.FAILURES and call("--videos", url, "--set", "run.workers=0")[0] == cli.FAILURES
     out = tmp_path / "out"
     np.testing.assert_array_equal(np.load(out / "features.npy"), np.load(here / "features.npy"))
     assert table(out) == table(here) and {row["label"] for row in table(out)} == {"x", "y"}
     assert failed(out) == failed(here) and set(failed(out)) == {"a/text.mp4"}
+    subprocess.run(["tar", "-cf", tmp_path / "all.tar", "-C", folder, "."], check=True)
+    bucket_files.put(str(tmp_path / "all.tar"), f"{bucket}/shards/all.tar")
+    _, packed = call("--videos", f"{bucket}/shards/*.tar", "--set", "run.workers=0", out=tmp_path / "packed")
+    np.testing.assert_array_equal(np.load(packed / "features.npy"), np.load(here / "features.npy"))
+    assert [row["id"] for row in table(packed)] == [f"all.tar/{row['id']}" for row in table(here)]
 
     film(tmp_path / "good.mp4", make_video(30, 7))
     bucket_files.put(str(tmp_path / "good.mp4"), f"{url}/a/text.mp4")
@@ -406,11 +405,8 @@ def test_video_files_on_object_storage(call, videos, film, make_video, bucket, t
     for query in ("a/one.mp4", f"{url}/a/one.mp4"):
         assert embed.main(["--out", str(out), "--query", query, "-k", "9", *FAST]) == cli.DONE
         assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
-    source = files.FolderVideos(as_place(f"{url}/a/one.mp4"), apart=False)
-    with source.opened() as reader, pytest.raises(VideoError, match="stopped"):
-        source.interrupt(reader)
-        source.middle(reader, source.items[0])
-    with pytest.raises(RequestError, match="--videos s3://.*/nothing does not exist"):
+    assert embed.main(["--out", str(packed), "--query", "all.tar/a/one.mp4", "-k", "2", *FAST]) == cli.DONE
+    with pytest.raises(RequestError, match="folder s3://.*/nothing does not exist"):
         call("--videos", f"{bucket}/nothing")
 
 
@@ -468,7 +464,7 @@ def test_another_checkpoint_in_its_place_answers_no_file(call, videos, checkpoin
     ([], "--out"), (["--out", "o"], "--checkpoint is missing"),
     (["--out", "o", "--checkpoint", "mean-image"], "neither --store nor --videos"),
     (["--out", "o", "--checkpoint", "mean-image", "--store", "s", "--videos", "v"], "both given"),
-    (["--out", "o", "--checkpoint", "mean-image", "--videos", "v"], "--videos v does not exist"),
+    (["--out", "o", "--checkpoint", "mean-image", "--videos", "v"], "v does not exist; put the videos there"),
     (["--out", "o", "--checkpoint", "mean-image", "--store", "s"], "s is no store"),
     (["--out", "o", "--checkpoint", "mean-image", "--store", "s", "--step", "0"], "--step 0; expected at least 1"),
     (["--out", "o", "--query", "x", "-k", "0"], "-k 0; expected at least 1"),

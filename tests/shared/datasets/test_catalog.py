@@ -8,7 +8,8 @@ from pathlib import Path
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from shared.datasets.catalog import ENDINGS, Scan, open_catalog, scan
+from shared.datasets.catalog import Scan, open_catalog, scan
+from shared.datasets.listing import ENDINGS
 from tests.shared.datasets.conftest import refusal, touch, write
 
 
@@ -24,7 +25,7 @@ class TestRoot:
         with open(os.fsencode(tmp_path) + b"/a/caf\xe9.mp4", "w"):
             catalog = open_catalog("folder", tmp_path)
         assert [video.id for video in catalog.videos] == ["a/fine.mp4"]
-        assert catalog.unnamed == (r"a/caf\xe9.mp4",) and catalog.absent == ()
+        assert list(catalog.refused) == [r"a/caf\xe9.mp4"] and catalog.absent == ()
         # Left out by the list, it stands in nobody's way, but it is said, and what is said can be printed.
         catalog = open_catalog("folder", tmp_path, write(tmp_path / "l.csv", "path\na/fine.mp4\n"))
         assert len(catalog.videos) == 1 and any(r"caf\xe9" in note.encode().decode() for note in catalog.notes)
