@@ -169,7 +169,7 @@ class Arrival:
         last = newest_plan(self.store)
         name = f"{PLAN}-{int(last.name.rpartition('-')[2]) + 1 if last else 1:06d}"
         document = {"kind": PLAN, "made": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "by": self.life.name,
-                    "videos_root": str(session.catalog.root), "cost": asdict(cost.share(1)),
+                    "videos_root": str(session.catalog.sources), "cost": asdict(cost.share(1)),
                     "plan": [pack.to_list() for pack in plan.packs]}
         if plan.packs and not write_exclusive(self.store / "records" / f"{name}.json", document):
             name = newest_plan(self.store).name      # the lock did not hold: another was first, and its plan counts

@@ -247,8 +247,8 @@ class Session:
             "cluster": cluster,
             "backend": self.recipe.flow.backend, "dataset": self.pipeline.dataset, "classes": list(self.classes),
             "recipe": self.recipe.to_dict(), "videos_root": str(self.catalog.sources),
-            "absent": list(self.catalog.absent), "ignored": self.catalog.ignored,
-            "plan": [pack.to_list() for pack in plan.packs]}
+            "videos": list(self.catalog.sources.texts), "absent": list(self.catalog.absent),
+            "ignored": self.catalog.ignored, "plan": [pack.to_list() for pack in plan.packs]}
         self.write_record()
         self.life.planned(len(plan.packs))
 

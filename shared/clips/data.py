@@ -66,7 +66,7 @@ def _made(store: Place) -> str:
         words = shlex.split(record["command"])
         given = [word for flag, value in zip(words, words[1:]) if flag in ("--annotations", "--flow", "--set")
                  for word in (flag, value)]
-        return f" {shlex.join(['--videos', record['videos_root'], *given])}"
+        return f" {shlex.join(['--videos', *record.get('videos', [record['videos_root']]), *given])}"
     return ""
 
 
