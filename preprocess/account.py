@@ -9,6 +9,7 @@ from preprocess.task import PackReport
 TRACEBACKS = 20      # kept in a record
 SLOWEST = 10         # videos named of each stage
 FINE = 16            # bins of seconds between a number and its double: 4 % wide
+STAGES = ("decode", "flow", "motion", "encode", "write")    # those that people are told of
 
 
 class Spread:

@@ -1,5 +1,5 @@
 """Pictures of a store: `python -m preprocess.show STORE --video ID --out PNG`; without --video an overview of it;
-`--html DIR` makes a page of all of it, `--list [TEXT]` prints its ids.
+`--html DIR` makes a page of all of it, `--list [TEXT]` prints its ids. `--source VIDEO --out PNG` needs no store.
 
 A video's picture: frames of its most moving clip, flow, motion boundary, motion map, T-motion with the chosen clips,
 S-motion with hot cells and crops. Flow and boundary are computed again from the stored frames, the rest is as stored.
@@ -33,7 +33,11 @@ SEARCHED = 5000  # ids compared letter by letter for the nearest one; more would
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     parser = cli.Arguments(prog="python -m preprocess.show", description=__doc__)
-    parser.add_argument("store", type=store_argument, help="a folder, or a URL such as s3://bucket/prefix")
+    parser.add_argument("store", nargs="?", type=store_argument, help="a folder, or a URL such as s3://bucket/prefix")
+    parser.add_argument("--source", metavar="VIDEO", type=cli.local, help="without a store: one file through every "
+                        "stage, with headers, flow, maps, clips, timings and the exact error")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="of --source: replace a setting of pipelines.yaml, such as flow.preset=fast")
     parser.add_argument("--video", metavar="ID", help="a video of the store; default: an overview of all")
     parser.add_argument("--clips", metavar="LxS", help="clip geometry; default: the recipe's first")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -45,10 +49,20 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.html is None and args.videos is not None or args.out is None and args.video is not None:
         raise RequestError("--videos belongs to --html, and --video to --out")
+    if (args.store is None) == (args.source is None):
+        raise RequestError("expected a store, or --source VIDEO without one")
+    if args.source and (args.out is None or args.video or args.clips):
+        raise RequestError("--source VIDEO goes with --out PNG and --set, and with nothing else")
+    if args.settings and not args.source:
+        raise RequestError("--set belongs to --source: what a store shows was made with the settings that it keeps")
     if args.videos is not None and args.videos < 0:
         raise RequestError(f"--videos {args.videos}; expected a number of videos, 0 or more")
     if args.out and (args.out.suffix.lower() != ".png" or not args.out.absolute().parent.is_dir() or args.out.is_dir()):
         raise RequestError(f"--out {args.out}: expected a file ending in .png in a folder that exists")
+    if args.source:
+        from preprocess.source import show_source  # the stages, which a store's pictures do not need
+
+        return show_source(args.source, args.out, args.settings)
     with damage_stops(args.store):
         index = Index.load(args.store)
         if args.list is not None:

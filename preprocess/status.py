@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from preprocess.account import Spread, spreads
+from preprocess.account import STAGES, Spread, spreads
 from preprocess.life import QUIET_S, Sign, signs
 from preprocess.session import PLAN
 from shared import cli
@@ -26,7 +26,6 @@ from shared.store.tables import DROPPED
 RUNNING = 4
 WATCH_S = 5.0
 LISTED = 20          # workers and parts shown
-STAGES = ("decode", "flow", "motion", "encode", "write")
 
 
 @dataclass

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from preprocess.account import STAGES, spreads
 from preprocess.page.choice import FEATURED, featured
 from preprocess.page.numbers import VideoNumbers
 from preprocess.page.stills import TILES
@@ -12,6 +13,8 @@ from preprocess.page.suspects import KINDS, Suspects
 from shared.pictures.census import COUNTED
 from shared.pictures.overview import StorePicture, bins
 from shared.store.index import Index
+from shared.store.place import Place
+from shared.store.record import each_record
 from shared.store.tables import FailureRow
 
 LISTED = 200            # failed videos named of one reason, and groups of equal videos
@@ -36,8 +39,17 @@ def summarise(index: Index, census: StorePicture, failures: Sequence[FailureRow]
         "classes": strips, "chosen": list(chosen),
         "known": {str(position): [index.id[position], float(f"{motion[position]:.4g}")] for position in named},
         "failures": reasons([row for row in failures if row.video not in index]),
-        "histograms": histograms(census), "sizes": list(census.sizes), "splits": list(census.splits),
+        "times": times(index.store), "histograms": histograms(census),
+        "sizes": list(census.sizes), "splits": list(census.splits),
     }
+
+
+def times(store: Place) -> list[dict]:
+    """CPU seconds a video by stage, as the records of runs tell: half of them, 95 % of them, and the slowest by id."""
+    told = spreads(record for _, record in each_record(store) if isinstance(record, dict))
+    return [{"stage": stage, "p50": float(f"{spread.quantile(0.5):.3g}"), "p95": float(f"{spread.quantile(0.95):.3g}"),
+             "slowest": [[video, float(f"{spent:.3g}")] for video, spent in spread.slowest]}
+            for stage in STAGES if (spread := told.get(stage))]
 
 
 def reasons(failures: Sequence[FailureRow]) -> list[dict]:

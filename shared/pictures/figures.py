@@ -5,6 +5,7 @@ no global state, no display. Names from outside are never read as formulas.
 """
 
 import os
+import textwrap
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,20 +107,34 @@ def _wheel() -> np.ndarray:
     return wheel
 
 
-def video_figure(picture: VideoPicture) -> Figure:
-    """Frames, flow, motion boundary, motion map (MCL Fig. 2); T-motion with its clips; S-motion, hot cells, crops."""
+def video_figure(picture: VideoPicture, lines: Sequence[str] = ()) -> Figure:
+    """Frames, flow, motion boundary, motion map (MCL Fig. 2); T-motion with its clips; S-motion, hot cells, crops; and
+    lines of text below."""
     height, width = picture.frames.shape[1:3]
     tile_w = min(2.3, 2.2 * width / height)
     tile_h = tile_w * height / width
     across = max(TILES_LEFT + len(picture.frames) * (tile_w + GAP) + 1.0, 12.0)
     tiles, curve = 0.95, 0.95 + 5 * (tile_h + ROW_GAP) + 0.35
-    figure = new_figure(across, curve + 2.55 + 2.5)
+    lines = folded(lines, across)
+    figure = new_figure(across, curve + 2.55 + 2.5 + 0.3 * len(lines))
     words(figure, 0.15, 0.22, short(picture.title, int(8 * across)), fontsize=14, weight="bold")
     words(figure, 0.15, 0.5, short(picture.facts, int(11 * across)), fontsize=12)
     _tiles(figure, picture, tiles, tile_w, tile_h)
     _curve(place(figure, TILES_LEFT, curve, across - TILES_LEFT - 0.3, 1.6), picture)
     _space(figure, picture, curve + 2.6)
+    report(figure, lines, curve + 2.55 + 2.5)
     return figure
+
+
+def folded(lines: Sequence[str], across: float) -> list[str]:
+    """The lines, folded to what fits so many inches."""
+    return [part for line in lines for part in textwrap.wrap(line, int(11 * across), subsequent_indent="    ")]
+
+
+def report(figure: Figure, lines: Sequence[str], top: float) -> None:
+    """Lines of text, the first one's middle so many inches below the figure's upper edge."""
+    for number, line in enumerate(lines):
+        words(figure, 0.15, top + 0.3 * number, short(line, 400), fontsize=11)
 
 
 def new_figure(width: float, height: float) -> Figure:

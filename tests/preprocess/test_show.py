@@ -186,3 +186,20 @@ def test_damage_stops_the_picture_and_names_the_check(store, tmp_path):
         for video in Index.load(copy).id:
             show.main([str(copy), "--video", video, "--out", str(tmp_path / "a.png")])
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_file_through_every_stage_without_a_store(store, tmp_path, capsys):
+    videos = store.parent / "videos"
+    line = ["--source", str(videos / "class0/moving0.mp4"), "--out", str(tmp_path / "one.png")]
+    assert show.main([*line, "--set", "flow.backend=cpu", "--set", "preset=fast"]) == 0
+    said = capsys.readouterr().out
+    assert "headers: mov,mp4,m4a,3gp,3g2,mj2, h264, yuv420p, coded 80x64" in said
+    assert "plan: 40 frames by count" in said and "stored: 40 frames at 25 frames/s" in said
+    assert "CPU seconds: decode " in said and cv2.imread(str(tmp_path / "one.png")).shape[0] > 500
+    assert show.main(["--source", str(videos / "class1/broken.mp4"), "--out", str(tmp_path / "no.png")]) == 1
+    assert "failed at stage `open`: not a video: invalid data" in capsys.readouterr().out
+    assert cv2.imread(str(tmp_path / "no.png")).min() < 100             # the words stand in the picture too
+    for wrong in ([str(store), "--source", "x.mp4", "--out", "a.png"], ["--out", "a.png"],
+                  ["--source", "x.mp4", "--list"], [str(store), "--out", "a.png", "--set", "a=b"]):
+        with pytest.raises(RequestError, match="without one|goes with --out PNG|belongs to --source"):
+            show.main(wrong)

@@ -42,6 +42,14 @@ const page = {
   const { at, make, text, button, said, count, link, known } = page;
   const STRIP_CLASSES = 24, STRIP_TILES = 4;
 
+  function drawTimes() {
+    if (!page.data.times.length) return;
+    at("times").append(make("details", {}, make("summary", {}, "CPU seconds a video, and the slowest videos"),
+      make("dl", {}, ...page.data.times.map(({ stage, p50, p95, slowest }) => make("div", {}, text("dt", "", stage),
+        text("dd", "", `half under ${p50}, 95 % under ${p95}; slowest: `
+          + slowest.map(([video, seconds]) => `${video} ${seconds}`).join(", ")))))));
+  }
+
   page.store = data => {
     page.data = data;
     data.chosen.forEach((position, number) => page.pictureOf.set(position, number));
@@ -52,6 +60,7 @@ const page = {
     at("facts").append(...data.facts.map(([name, value]) =>
       make("div", {}, text("dt", "", name), text("dd", "", value))));
     drawCharts();
+    drawTimes();
     drawStrips(STRIP_CLASSES);
     at("most").append(...data.most.map(position => card(position)));
     at("least").append(...data.least.map(position => card(position)));
