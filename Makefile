@@ -54,7 +54,9 @@ test:
 lint:
 	$(PY) -m ruff check .
 
+bench: export BENCH_RATIOS = bench.jsonl
 bench:
+	rm -f $(BENCH_RATIOS)
 	$(PY) tests/bench/decode.py
 	$(PY) tests/bench/store.py
 	$(PY) tests/bench/flow.py
@@ -68,6 +70,8 @@ bench:
 	$(PY) tests/bench/loader.py
 	$(PY) tests/bench/step.py
 	$(PY) tests/bench/features.py
+	$(PY) tests/bench/parts.py speed
+	$(PY) tests/bench/floors.py $(BENCH_RATIOS)
 
 learn:
 	$(PY) tests/bench/learning.py

@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from floors import tell
+
 from preprocess.machine import device, versions
 from preprocess.synthetic import make_videos
 from shared.store.record import read_records
@@ -59,6 +61,7 @@ def main() -> None:
     for name in ("dask", "ray"):
         one, two = median.get(f"{name}:1"), median.get(f"{name}:2")
         if one and two:
+            tell(f"clusters: two workers over one, {name}", one[1] / two[1])
             print(f"{name}: two workers make the packs {one[1] / two[1]:.2f} times as fast as one, "
                   f"the whole command {one[0] / two[0]:.2f} times")
 

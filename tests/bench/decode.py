@@ -20,6 +20,7 @@ from statistics import median
 import av
 import cv2
 import numpy as np
+from floors import tell
 
 from shared.videos.decode import open_video
 
@@ -114,6 +115,7 @@ def memory(folder: Path, minutes: int) -> None:
         done = subprocess.run([sys.executable, "-c", CHILD, str(path)], check=True, capture_output=True, text=True)
         frames, peaks[length] = json.loads(done.stdout)
         print(f"\nfilm of {length} min, 240x320, {frames} frames: peak RSS {peaks[length]:.1f} MiB", end="")
+    tell("decode: memory of a long film over a short one", peaks[minutes] / peaks[1])
     print(f"\npeak RSS, {minutes} min over 1 min: {peaks[minutes] / peaks[1]:.3f}")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numba
 import numpy as np
+from floors import tell
 from numba import njit
 
 from preprocess.flow import PRESETS, cpu, flow_window, parameters, tvl1
@@ -175,6 +176,8 @@ def whole_pairs(sizes, repeats, pairs, full):
             ratios = np.array(base) / value if base else []
             rows.append((name, float(np.mean(value)) * 1e3, *(f"{f(ratios):.1f}x" if base else "-"
                                                               for f in (np.median, np.min, np.max))))
+            if (size, name) == (SIZE, "default"):
+                tell("flow: OpenCV's defaults over `default`, 256x340", np.median(ratios))
         table(f"whole pairs, {size[0]}x{size[1]}, real pairs: {len(chosen)}",
               ("method", "mean ms", "cv2 defaults / method: median pair", "smallest", "largest"), rows)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from floors import tell
 
 FPS = 25
 
@@ -37,6 +38,7 @@ def main() -> None:
             frames, peak = out.split()
             peaks.append(float(peak))
             print(f"{minutes:g} minutes, {int(frames):,} frames of {args.size}: peak {float(peak):.0f} MB", flush=True)
+    tell("memory: a long film over a short one", peaks[-1] / peaks[0])
     print(f"last over first: {peaks[-1] / peaks[0]:.3f}")
 
 

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from clusters import arrays_digest
+from floors import tell
 
 from preprocess.machine import device, versions
 from preprocess.synthetic import make_videos
@@ -132,6 +133,8 @@ def speed(videos: Path, temporary: Path, args: argparse.Namespace) -> None:
               f"{walls[-1]:.2f} times; CPU {alone_cpu:.1f} s and {cpu:.1f} s: {overheads[-1]:+.1%}; load "
               f"{os.getloadavg()[0]:.1f}", flush=True)
         shutil.rmtree(one), shutil.rmtree(many)
+    tell("parts: eight, two at a time, over one process", statistics.median(walls))
+    tell("parts: CPU time over one process", 1 + statistics.median(overheads))
     print(f"{args.parts} parts are {statistics.median(walls):.2f} times as fast as one process, for "
           f"{statistics.median(overheads):+.1%} of its CPU time; arrays "
           f"{'identical' if len(digests) == 1 else 'DIFFERENT'}")

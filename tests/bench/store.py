@@ -23,6 +23,7 @@ import lmdb
 import numpy as np
 import simplejpeg
 import zarr
+from floors import tell
 from numcodecs import zstd
 from seek import pyav_seek
 
@@ -178,6 +179,9 @@ def writing(contents, rounds):
         write(Path(folder), contents, paths)
         files = sum(len(row.files) for row in Index.load(folder).pack_rows()) / len(Index.load(folder).packs)
 
+    tell("store: files a pack", files)
+    tell("store: pack over encoding alone", seconds["pack"] / seconds["encode"])
+
     def row(name, what, target):
         return what, f"{1e3 * seconds[name] / frames:.3f} ms/frame", f"{seconds[name] / seconds['encode']:.2f}", target
     return [row("encode", "JPEG encoding alone", ""),
@@ -206,6 +210,7 @@ def memory():
     peaks = {frames: float(subprocess.run([sys.executable, __file__, "--grow", str(frames)], check=True, text=True,
                                           capture_output=True).stdout) for frames in (640, 2560, 10240)}
     first = next(iter(peaks.values()))
+    tell("store: memory, 10,240 frames over 640", peaks[10240] / first)
     return [(f"{frames:,} frames of noise", f"{peak:.0f} MB", f"{peak / first:.2f}", "target flat" * (peak != first))
             for frames, peak in peaks.items()]
 
@@ -291,6 +296,10 @@ def reading(store, ids, paths, database, args):
     seconds = interleaved({name: (lambda f=function: [f(row, start) for row, start in clips])
                            for name, function in peers.items()}, args.rounds)
     mine = seconds["this reader"]
+    tell("store: clip by zarr-python over ours", seconds["zarr-python, same pack"] / mine)
+    tell("store: clip by PyAV over ours", seconds["PyAV seek in the source, frames only"] / mine)
+    tell("store: ranges a clip, frames", rgb.ranges / len(clips))
+    tell("store: rgb bytes read over used", rgb.bytes_read / rgb.bytes_used)
     rows = [(name, f"{1e3 * value / len(clips):.2f} ms/clip", f"{value / mine:.2f}", targets.get(name, ""))
             for name, value in seconds.items()]
     return rows + [
