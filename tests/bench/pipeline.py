@@ -41,18 +41,23 @@ def main() -> None:
         if not root.is_dir():
             make_videos(root, videos=args.limit, seed=0, backgrounds=4, textures=4, frames=64, height=240, width=320)
         for preset in args.preset:
-            pipeline = resolve(load_pipeline("folder", settings=["flow.backend=cpu", f"flow.preset={preset}"]))
-            catalog = open_catalog("folder", root)
-            ids = [v.id for v in catalog.videos]
-            chosen = set(ids[::max(1, len(ids) // args.limit)][:args.limit])
-            plan = make_plan(catalog, pipeline.recipe, chosen)
-            tasks = tasks_of(plan.packs, catalog, temporary / preset, pipeline.recipe, "", pipeline.run, {}, {})
+            tasks = pack_tasks(root, temporary / preset, preset, args.limit)
             if args.threads:
-                compare(preset, max(tasks, key=lambda task: task.frames), args.threads, args.rounds)
+                compare(preset, tasks[0], args.threads, args.rounds)
             else:
                 report(preset, [make_pack(task) for task in tasks])
     finally:
         shutil.rmtree(temporary)
+
+
+def pack_tasks(root: Path, store: Path, preset: str, limit: int) -> list[PackTask]:
+    """Packs of `limit` of the videos, evenly chosen, the longest first, all of it on the CPU by one thread."""
+    pipeline = resolve(load_pipeline("folder", settings=["flow.backend=cpu", f"flow.preset={preset}", "run.threads=1"]))
+    catalog = open_catalog("folder", root)
+    ids = [v.id for v in catalog.videos]
+    plan = make_plan(catalog, pipeline.recipe, set(ids[::max(1, len(ids) // limit)][:limit]))
+    tasks = tasks_of(plan.packs, catalog, store, pipeline.recipe, "", pipeline.run, {}, {})
+    return sorted(tasks, key=lambda task: -task.frames)
 
 
 def compare(preset: str, task: PackTask, threads: list[int], rounds: int) -> None:
