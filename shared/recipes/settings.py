@@ -14,6 +14,7 @@ import re
 import sys
 import types
 import typing
+from fractions import Fraction
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,7 @@ from shared.cli import RequestError, nearest
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)     # libyaml, where there is one: seven times as fast
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")     # 1e-3 is a word to YAML 1.1
+FRACTION = re.compile(r"\d{1,9}/\d{1,9}")
 # What the YAML library raises for text that is none: dates of a 13th month, `!!int x`, a thousand brackets.
 NO_YAML = yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
 LATE = "late"
@@ -189,10 +191,11 @@ def _convert(value, hint, where: str):
         parts = value.split(",") if isinstance(value, str) else value
         if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
             return tuple(part.strip() for part in parts)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            if math.isfinite(value):
-                return float(value)
+    elif hint is float and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError, ZeroDivisionError, TypeError):
+            number = float(Fraction(value)) if isinstance(value, str) and FRACTION.fullmatch(value) else value
+            if math.isfinite(number):
+                return float(number)
     elif type(value) is hint and (hint is not int or abs(value) < 2 ** 99):
         return value
     raise RequestError(f"{where} is {repr(value)[:200]}; expected {EXPECTED.get(hint, 'a list of words')}")

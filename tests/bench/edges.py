@@ -1,6 +1,6 @@
 """What the store's bytes do to edges: |grad u| and |grad v| in 8 bits beside the full float32 values.
 
-    python tests/bench/edges.py [--flow auto|cpu|cuda|opencv] [--preset default|fast|reference] [--frames N] [--real N]
+    python tests/bench/edges.py [--flow auto|cpu|cuda|opencv] [--preset PRESET] [--frames N] [--real N]
 
 The first frames of synthetic and, where at hand, of real videos: flow, edges, means over 2x2 pixels, as preprocessing
 stores them. Error of q in value = 10 (q/255)^2, alone and over the value; beside it edges derived from stored flow
@@ -65,10 +65,12 @@ def values(path: Path, backend: str, args) -> tuple[np.ndarray, np.ndarray, np.n
     with open_video(path, window=args.frames) as video:
         frames = next(iter(video))
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-    flow = motion.to_host(flow_window(grey, parameters(args.preset), backend))
-    exact = motion.pool(motion.edges(flow), 2)
+    settings = parameters(args.preset)
+    stored = round(2 * settings.scale)     # pixels of the flow a stored pixel
+    flow = motion.to_host(flow_window(grey, settings, backend))
+    exact = motion.pool(motion.edges(flow), stored)
     # Derivatives between half-size cells are per 2 pixels.
-    derived = motion.edges(half(motion.pool(flow, 2)).astype(np.float32)) / 2
+    derived = motion.edges(half(motion.pool(flow, stored) * (2 / stored)).astype(np.float32)) / 2
     return exact.ravel(), decode_edges(quantise_edges(exact)).ravel(), derived.ravel()
 
 

@@ -76,6 +76,11 @@ def test_the_tiny_maclr_recipe_holds_what_every_tiny_maclr_pipeline_reads():
     assert with_flow.edges and with_flow.flow
 
 
+def test_a_fraction_is_a_number():
+    halves = [preprocessing.load_pipeline("folder", settings=[f"flow.scale={text}"]).recipe for text in ("1/2", "0.5")]
+    assert halves[0] == halves[1] and halves[0].flow.scale == 0.5
+
+
 def test_unknown_dataset_and_recipe():
     with pytest.raises(RequestError, match="did you mean 'kinetics400'"):
         preprocessing.load_pipeline("kinetics40")

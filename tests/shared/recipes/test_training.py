@@ -143,7 +143,7 @@ def test_the_sections_of_one_method_are_not_the_others():
     (["batch=1.5"], "expected a whole number"),
     (["lr=fast"], "optimise.lr is 'fast'; expected a finite number"),
     *(([f"lr={text}"], "; expected a finite number") for text in (
-        ".nan", ".inf", "-.inf", "nan", "1e400", "9" * 400, "2026-12-31", "", "[1, 2]")),
+        ".nan", ".inf", "-.inf", "nan", "1e400", "9" * 400, "2026-12-31", "", "[1, 2]", "1/0", "1/2/3", "-1/2")),
     *(([f"lr={text}"], "the value is not a number, word or list") for text in (
         "2026-13-45", "!!int foo", "!!timestamp x", "[" * 3000, "[" * 3000 + "]" * 3000, "*a", "\x07", "{[1]: 2}")),
     (["batch=" + "9" * 40], "; expected a whole number"),
