@@ -8,12 +8,13 @@ import numpy as np
 
 from evaluate.features.encoders import Encoder
 from evaluate.features.extract import Features, View, choose, extract
-from evaluate.holdout import held_out
+from evaluate.holdout import held_out, relabelling
 from evaluate.protocol import Request
 from shared.cli import RequestError, plural
 from shared.store.index import Index
 
 TRAIN = "train", "train1"     # what a store's training splits are called
+INSTEAD = LEAVE_OUT, HOLDOUT = "--leave-out group", "--holdout 0.2"     # of splits
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Samples:
         name = f"split {split!r}" if split else "the store"
         if not len(positions):
             raise RequestError(f"{index.store}: no video of {name} has a label; this protocol needs classes: choose a "
-                               "split that has them, or label the videos: `python -m preprocess.reindex "
-                               f"{index.store} --annotations CSV`")
+                               "split that has them, or "
+                               f"label the videos: {relabelling(index.store)}")
         classes, labels = np.unique([index.class_name[i] for i in positions], return_inverse=True)
         return cls(name, positions, np.zeros_like(positions), index.frames[positions].astype(np.int64),
                    labels.astype(np.int64), classes.tolist(), len(every) - len(positions))
@@ -139,10 +140,11 @@ def group_names(groups: Sequence[str], request: Request) -> list[str]:
     if not all(groups):
         bare = plural(sum(not group for group in groups), "video")
         raise RequestError(f"--leave-out group: {bare} of {len(groups):,} of {request.store} without a group; give "
-                           f"every one a group: `python -m preprocess.reindex {request.store} --annotations CSV`")
+                           f"every one a group: {relabelling(request.store)}")
     names = sorted(set(groups))
     if len(names) < 2:
-        raise RequestError(f"--leave-out group: every video is of group {names[0]!r}; expected two groups or more")
+        raise RequestError(f"--leave-out group: every video is of group {names[0]!r}; expected two groups or more: "
+                           f"name a --test-split instead, or give them groups: {relabelling(request.store)}")
     return names
 
 
@@ -150,19 +152,23 @@ def _name(split: str | None) -> str:
     return "the store" if split is None else f"split {split!r}"
 
 
-def default_split(index: Index, asked: str | None, names: Sequence[str], flag: str, grouped: bool) -> str:
+def default_split(index: Index, asked: str | None, names: Sequence[str], flag: str, instead: Sequence[str]) -> str:
     """The split asked for, or the first of the usual names that the store has, one with labels before one without:
-    the answers to official tests are often not public. grouped: whether groups could be left out instead. Raises
-    RequestError for none."""
+    the answers to official tests are often not public. instead: of INSTEAD, what the command takes in the place of
+    splits. Raises RequestError for none."""
     if asked is not None:
         return asked
     there = [name for name in names if name in index.splits]
     labelled = [name for name in there if (index.label[index.in_split(name)] >= 0).any()]
     found = next(iter([*labelled, *there]), None)
     if found is None:
+        labelled = np.flatnonzero(index.label >= 0)
+        groups = {index.group[i] for i in labelled}
+        able = {LEAVE_OUT: len(groups) > 1 and "" not in groups,
+                HOLDOUT: np.unique(index.label[labelled], return_counts=True)[1].max(initial=0) > 1}
+        ways = [f"choose with {flag}"] * bool(index.splits) + [f"use {way}" for way in instead if able[way]]
         raise RequestError(f"{index.store} has no split {' nor '.join(map(repr, names))}; it has "
-                           f"{', '.join(index.splits) or 'none'}: choose with {flag}"
-                           + (", or use --leave-out group or --holdout 0.2" if grouped else ""))
+                           f"{', '.join(index.splits) or 'none'}: {', or '.join([*ways, relabelling(index.store)])}")
     return found
 
 

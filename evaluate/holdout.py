@@ -5,8 +5,9 @@ import re
 
 import numpy as np
 
-from shared.cli import RequestError, nearest, plural
+from shared.cli import RequestError, nearest, plural, typed
 from shared.store.index import Index
+from shared.store.place import Place
 
 NAME = re.compile(r"holdout (0\.\d+) by (video|group), seed (\d+): (train|test)")
 GROUP = re.compile(r"leave-out group (.+): (train|test)", re.DOTALL)
@@ -20,6 +21,11 @@ def holdout_names(share: float, by: str, seed: int) -> tuple[str, str]:
 def group_split_names(group: str) -> tuple[str, str]:
     """Names of the splits of all other groups and of this one, which `held_out` reads."""
     return tuple(f"leave-out group {group}: {part}" for part in ("train", "test"))
+
+
+def relabelling(store: Place) -> str:
+    """The command that gives a store's videos labels, groups and splits, as a message names it."""
+    return f"`python -m preprocess.reindex {typed(store)} --annotations CSV`"
 
 
 def held_out(index: Index, name: str) -> np.ndarray | None:
@@ -71,5 +77,5 @@ def _groups(index: Index, positions: np.ndarray, flag: str) -> np.ndarray:
     groups = np.array([index.group[i] for i in positions], str)
     if bare := int((groups == "").sum()):
         raise RequestError(f"{flag}: {plural(bare, 'video')} of {len(groups):,} of {index.store} without a group; give "
-                           f"every one a group: `python -m preprocess.reindex {index.store} --annotations CSV`")
+                           f"every one a group: {relabelling(index.store)}")
     return groups

@@ -25,7 +25,7 @@ from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features.extract import View, choose
 from evaluate.features.handmade import HANDMADE
-from evaluate.folds import TRAIN, check_apart, check_unseen, default_split, left_out
+from evaluate.folds import INSTEAD, TRAIN, check_apart, check_unseen, default_split, left_out
 from evaluate.holdout import group_split_names, holdout_names
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
 from evaluate.report import compare, page, pictures, results
@@ -208,8 +208,10 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
     return cli.DONE
 
 
-def split_pairs(index: Index, args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
-    """(train, test) names of every run. Raises RequestError for splits that are not there or share videos."""
+def split_pairs(index: Index, args: argparse.Namespace,
+                instead: Sequence[str] = INSTEAD) -> list[tuple[str | None, str | None]]:
+    """(train, test) names of every run. instead: what the command takes in the place of splits. Raises RequestError for
+    splits that are not there or share videos."""
     if args.leave_out:
         choose(index, args.train_split, "--train-split")
         return [(args.train_split, None)]
@@ -224,8 +226,9 @@ def split_pairs(index: Index, args: argparse.Namespace) -> list[tuple[str | None
         for train, _ in pairs:
             choose(index, train)
         return pairs
-    trains = default_split(index, args.train_split, TRAIN, "--train-split", protocol.grouped).split(",")
-    tests = default_split(index, args.test_split, protocol.tests, "--test-split", protocol.grouped).split(",")
+    instead = () if args.train_split or args.test_split or not protocol.grouped else instead
+    trains = default_split(index, args.train_split, TRAIN, "--train-split", instead).split(",")
+    tests = default_split(index, args.test_split, protocol.tests, "--test-split", instead).split(",")
     if len(trains) != len(tests):
         raise RequestError(f"--train-split names {plural(len(trains), 'split')}, --test-split {len(tests)}; expected "
                            "as many of each")

@@ -228,7 +228,9 @@ def _too_much(hopeless: list[Outcome], cost: Cost, crew: Crew) -> str:
     """Why packs could not be made though each of their videos alone could, and what to do."""
     first = hopeless[0]
     limits, task = _limits([first.task], cost, crew), first.task
-    cure = {"timeout": "raise it with --set run.time_limit_s=", "memory": "raise it with --set run.memory_gb=",
+    cure = {"timeout": f"raise it with --set run.time_limit_s={math.ceil(2 * limits.timeout)}",
+            "memory": f"raise it with --set run.memory_gb={2e-9 * limits.memory:g}" if limits.memory else
+                      "give the worker more of it",
             "died": "see that nothing else ends the workers, such as a lack of memory"}[first.kind]
     return (f"{plural(len(hopeless), 'pack')} could not be made though no video of "
             f"{'it' if len(hopeless) == 1 else 'theirs'} fails alone (first {task.name}, "

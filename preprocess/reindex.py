@@ -125,8 +125,10 @@ def add_everywhere(store: Place, geometry: ClipGeometry) -> None:
     recipe = document["recipe"]
     border = recipe["motion"]["border_px"]
     if border % motion.CELL:
+        clips = ",".join([*recipe["clips"]["geometries"], str(geometry)])
         raise RequestError(f"{store} was made with motion.border_px={border}, which maps of {motion.CELL} px cells "
-                           f"cannot tell; run preprocess.run with --set clips.geometries=... into another --store")
+                           f"cannot tell; add --set geometries={clips} to the preprocess.run that "
+                           "made it, with another --store")
     rows, videos, failures = build_index(store, Index.load(store))
     failures = with_unpacked(store, videos, failures)
     packs = {row.pack: row for row in rows}

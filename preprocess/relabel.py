@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shared.cli import Progress, RequestError, plural
+from shared.cli import Progress, RequestError, plural, typed
 from shared.datasets import folder
 from shared.datasets.catalog import scan
 from shared.datasets.listing import unlabelled
@@ -72,7 +72,7 @@ def drop(store: Place, ids: Sequence[str], reason: str = "dropped by request") -
     if unknown := [id for id in ids if id not in index and id not in failed]:
         raise RequestError(f"{store} holds no video {unknown[0]!r}" + (
             f" and {len(unknown) - 1:,} more of those given" if len(unknown) > 1 else "") +
-            f"; `python -m preprocess.show {store} --list` lists its ids")
+            f"; `python -m preprocess.show {typed(store)} --list` lists its ids")
     asked = set(ids)
 
     def change(row: VideoRow) -> VideoRow | FailureRow:

@@ -215,7 +215,7 @@ def notes(session: Session, plan: Plan) -> list[str]:
         out.append(f"as in the store so far, since nothing asks for another: {', '.join(session.pipeline.kept)}")
     if covered := sum(len(pack.videos) for pack in plan.packs if 2 * border >= min(pack.frame_size)):
         out.append(f"{plural(covered, 'video is', 'videos are')} so small that the border of {border} px covers the "
-                   f"frames: no motion is scored there (in a new --store, --set motion.border_px=0 scores all of it)")
+                   f"frames: no motion is scored there (a new store with --set motion.border_px=0 scores all of it)")
     if session.catalog.absent:
         absent = plural(len(session.catalog.absent), "listed video is", "listed videos are")
         out.append(f"{absent} not on disk; the run's record has the list")
@@ -235,8 +235,8 @@ def notes(session: Session, plan: Plan) -> list[str]:
     gone, struck = session.left()
     packed = [id for id in gone if id in session.videos]
     failed = [id for id in gone if id not in session.videos]
-    reindex = f"python -m preprocess.reindex {shlex.quote(str(session.store))}"
-    drops = f"`{reindex} --drop-missing {shlex.join(session.catalog.sources.texts)}` drops "
+    reindex = f"python -m preprocess.reindex {cli.typed(session.store)}"
+    drops = f"`{reindex} --drop-missing {' '.join(map(cli.typed, session.catalog.sources.texts))}` drops "
     if packed:
         out.append(f"{plural(len(packed), 'video of the store is', 'videos of the store are')} not under "
                    f"{here} and still in use (first {', '.join(packed[:3])}); what was renamed or "
@@ -251,7 +251,7 @@ def notes(session: Session, plan: Plan) -> list[str]:
     if stale := session.stale():
         packed = plural(stale, "packed video has", "packed videos have")
         out.append(f"{packed} another class, group or other splits in the annotations now; the store keeps "
-                   f"those it has; `python -m preprocess.reindex {session.store} --annotations CSV` changes them")
+                   f"those it has; `{reindex} --annotations CSV` changes them")
     return out
 
 

@@ -16,7 +16,7 @@ from preprocess.life import Life, await_silence
 from preprocess.machine import device, versions
 from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
-from shared.cli import RequestError
+from shared.cli import RequestError, typed
 from shared.datasets.catalog import Catalog
 from shared.recipes.preprocessing import Pipeline, Recipe, pack_recipe_hash, read_description, recipe_hash
 from shared.recipes.settings import differences, spelt
@@ -48,8 +48,8 @@ def check_place(store: Place, root: Path) -> None:
     if not store.is_dir():
         raise RequestError(f"--store {store} is a file; expected a folder")
     if (store / "packs").is_dir():
-        raise RequestError(f"{store} has packs but no store.json; `python -m preprocess.reindex {store}` restores it "
-                           f"from the records")
+        raise RequestError(f"{store} has packs but no store.json; `python -m preprocess.reindex {typed(store)}` "
+                           f"restores it from the records")
     if any(not re.fullmatch(r"\.lock|\..+\.[0-9a-f]{32}\.partial", entry.name) for entry in store.iterdir()
            if entry.name != "records" or not all(re.fullmatch(r"life-.+|\..+", sign.name) for sign in entry.iterdir())):
         raise RequestError(f"{store} is no store and not empty; choose a new or an empty folder")
@@ -76,8 +76,8 @@ def agree(store: Place, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
     different = differences(spelt(Recipe, stored["recipe"]), spelt(Recipe, recipe.to_dict()))
     if different:
         added = set(recipe.clips.geometries) - set(geometries)
-        hint = f"; add a geometry with `python -m preprocess.reindex {store} --clips {min(added)}`" \
-            if added and len(different) == 1 else ""
+        adding = " && ".join(f"python -m preprocess.reindex {typed(store)} --clips {clips}" for clips in sorted(added))
+        hint = f"; add what clips it lacks with `{adding}`" if added and len(different) == 1 else ""
         raise RequestError(f"{store} was made with another recipe: {'; '.join(different)}; use the store's settings or "
                            f"another --store{hint}")
     return replace(pipeline, recipe=recipe), tuple(stored["classes"])

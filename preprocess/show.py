@@ -7,7 +7,6 @@ S-motion with hot cells and crops. Flow and boundary are computed again from the
 
 import difflib
 import re
-import shlex
 import sys
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from shared.pictures.census import store_picture
 from shared.recipes.preprocessing import Recipe, build, read_description
 from shared.store.index import Index, read_failures
 from shared.store.layout import damage_stops
-from shared.store.place import store_argument
+from shared.store.place import Place, store_argument
 from shared.store.reader import StoreReader
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -69,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             return list_ids(index, args.list)
         document = read_description(args.store)
         recipe = build(Recipe, document["recipe"], "")
-        geometry = _geometry(args.clips, recipe)
+        geometry = _geometry(args.clips, recipe, args.store)
         if args.html is not None:
             videos = VIDEOS if args.videos is None else args.videos
             print(write_page(args.html, index, document, recipe, geometry, videos) / "index.html")
@@ -85,12 +84,16 @@ def main(argv: Sequence[str]) -> int:
     return cli.DONE
 
 
-def _geometry(text: str | None, recipe: Recipe) -> ClipGeometry:
+def _geometry(text: str | None, recipe: Recipe, store: Place) -> ClipGeometry:
     """Raises RequestError for a geometry that the store does not have."""
     geometries = recipe.clips.geometries
     if text is not None and text not in geometries:
-        raise RequestError(f"--clips {text}: the store has {', '.join(geometries)}; "
-                           f"add another with preprocess.reindex --clips LxS")
+        try:
+            lacking = ClipGeometry.parse(text)
+        except ValueError as error:
+            raise RequestError(f"--clips: {error}; the store has {', '.join(geometries)}") from None
+        raise RequestError(f"--clips {text}: the store has {', '.join(geometries)}; add another with "
+                           f"`python -m preprocess.reindex {cli.typed(store)} --clips {lacking}`")
     return ClipGeometry.parse(text or geometries[0])
 
 
@@ -118,7 +121,7 @@ def check_known(index: Index, video: str) -> None:
         alike = [one for one in ids if name and name in one]
         ids = ids[max(0, place - SEARCHED // 2):place + SEARCHED // 2] + alike[:SEARCHED]
     close = difflib.get_close_matches(video, ids, n=1) or [one for one in ids if video and video in one][:1]
-    ids = f"`python -m preprocess.show {shlex.quote(str(index.store))} --list` prints its ids"
+    ids = f"`python -m preprocess.show {cli.typed(index.store)} --list` prints its ids"
     hint = f"did you mean {close[0]!r}?" if close else ids
     raise RequestError(f"{index.store} holds no video {video!r}; {hint}")
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -91,6 +92,12 @@ def local(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{dead} is a link to {os.readlink(dead)}, which is not there; make that, or "
                                          "give another path")
     return path
+
+
+def typed(place: Path | str) -> str:
+    """A path or URL as it is typed into a shell, for the commands that messages suggest: quoted where it has to be, and
+    no flag where it begins with `-`."""
+    return shlex.quote(f"./{place}" if str(place).startswith("-") else str(place))
 
 
 def hold(place: Path, flag: str) -> int:
@@ -217,7 +224,7 @@ def _leave_last(line: str, code: int) -> int:
 
 
 def _say(line: str, code: int) -> int:
-    line = " ".join(str(line).split())
+    line = " ".join(part.strip() for part in str(line).splitlines())    # blanks within a path stay
     print(line, file=sys.stderr, flush=True)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):   # torchrun ends what it has to say with this
         with open(path, "w", encoding="utf-8") as file:

@@ -51,7 +51,7 @@ RESUME = "the same command with --resume auto goes on"
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises RequestError for what it cannot take."""
-    parser = cli.Arguments(prog="train/main.py", description=__doc__)
+    parser = cli.Arguments(prog="python train/main.py", description=__doc__)
     parser.add_argument("--pipeline", required=True, help="a name of pipelines.yaml, such as mcl-tiny")
     parser.add_argument("--store", required=True, action="append", metavar="DIR", type=store_argument,
                         help="packs: a folder, or a URL; may be given repeatedly")
@@ -118,7 +118,7 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
     with together(world):
         data = ClipData(args.store, recipe.sampling, recipe.augment, args.split, recipe.optimise.seed,
                         motion=aligns(recipe.alignment), maclr=recipe.maclr)
-        check_batch(recipe, len(data), world)
+        check_batch(recipe, data, world)
         sampler = Sampler(len(data), recipe.optimise.batch, recipe.optimise.seed, world.rank, world.size)
         schedule = Schedule.of(recipe.optimise, sampler.steps)
         if recipe.model.init_head and not args.init and not (args.resume and os.path.lexists(args.out / LAST)):
@@ -219,22 +219,33 @@ def train(args: argparse.Namespace, training: Training, world: World, threads: i
     return cli.DONE
 
 
-def check_batch(recipe: Pretraining, videos: int, world: World) -> None:
-    """Raises RequestError where batch, videos, ranks and BN groups do not go together, with settings that do."""
+def check_batch(recipe: Pretraining, data: ClipData, world: World) -> None:
+    """Raises RequestError where batch, clips, videos, ranks and BN groups do not go together, with settings that do."""
     batch, bn, asked = recipe.optimise.batch, recipe.contrast.bn, recipe.contrast.bn_group
     split = bn == "split" or bn == "auto" and world.size == 1
-    fits, group = fitting(batch, max(2, asked) if split else 1, videos, world.size)
-    if fits == batch and (not split or group == asked):
+
+    def fit(videos: int) -> str:
+        """What is to be set; "" where nothing is, "-" where nothing helps."""
+        fits, group = fitting(batch, max(2, asked) if split else 1, videos, world.size)
+        return "".join([f" --set batch={fits}"] * (fits != batch) +
+                       [f" --set bn_group={group}"] * (split and group != asked)) if fits else "-"
+
+    add = fit(len(data))
+    if not add:
         return
-    what = f"optimise.batch is {batch} over {plural(world.size, 'process', 'processes')}" + (
-        f", contrast.bn_group {asked}" if split else "") + \
-        f", and {plural(videos, 'video is', 'videos are')} long enough for a clip"
-    if not fits:
-        raise RequestError(f"{what}; expected at least {2 * world.size if split else world.size}: bring more, or use "
-                           "fewer processes")
-    add = [f"--set batch={fits}"] * (fits != batch) + [f"--set bn_group={group}"] * (split and group != asked)
-    raise RequestError(f"{what}; expected no more than there are, in whole groups on every "
-                       f"process: add {' '.join(add)}")
+    ways = [f"add{add}"] * (add != "-")
+    least = (2 if split else 1) * world.size
+    clips, videos = data.shorter(wanted) if len(data) < (wanted := max(batch, least)) else ("", 0)
+    if clips and (more := fit(videos)) != "-":
+        ways.append(f"for shorter clips, which {plural(videos, 'video is', 'videos are')} long enough for, "
+                    f"add{clips}{more}")
+    expected = "no more than there are, in whole groups on every process" if ways else \
+        f"at least {least}: bring more or longer ones, or use fewer processes"
+    raise RequestError(f"optimise.batch is {batch} over {plural(world.size, 'process', 'processes')}"
+                       f"{f', contrast.bn_group {asked}' if split else ''}, and "
+                       f"{plural(len(data), 'video is', 'videos are')} long enough for a clip of {data.geometry} "
+                       f"({plural(data.span, 'frame')}; {data.short:,} shorter); expected {expected}"
+                       f"{': ' * bool(ways)}{'; or '.join(ways)}")
 
 
 def build_learner(training: Training, init: Path | None, world: World) -> tuple[Learner, dict | None]:

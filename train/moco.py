@@ -122,7 +122,8 @@ class KeyShuffle:
         if mode == "auto":
             mode = "shuffle" if world.size > 1 else "split"
         if mode == "shuffle" and world.size == 1:
-            raise RequestError("contrast.bn is shuffle, which does nothing with one process; set bn=split or bn=none")
+            raise RequestError("contrast.bn is shuffle, which does nothing with one process; add --set bn=split "
+                               "or --set bn=none")
         if mode != "split":
             return cls(mode, batch, seed, world)
         if group < 2:
@@ -164,7 +165,8 @@ class Learner(nn.Module):
                                "processes that share it")
         if settings.sampling.keys * settings.optimise.batch > contrast.queue:
             raise RequestError(f"contrast.queue is {contrast.queue}, but every step brings {settings.sampling.keys} x "
-                               f"{plural(settings.optimise.batch, 'key')}; set a longer queue or a smaller batch")
+                               f"{plural(settings.optimise.batch, 'key')}; add --set "
+                               f"queue={settings.sampling.keys * settings.optimise.batch}, or take a smaller batch")
         self.heads = self._heads()
         self.shuffle = KeyShuffle.choose(contrast.bn, contrast.bn_group, batch, seed, world)
         self.aligns = aligns(settings.alignment)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from evaluate.features.extract import choose
 from evaluate.features.handmade import HANDMADE
-from evaluate.folds import Samples
-from evaluate.holdout import group_split_names
+from evaluate.folds import LEAVE_OUT, Samples
+from evaluate.holdout import group_split_names, relabelling
 from evaluate.protocol import PROTOCOLS, find_protocol, load_settings, share_settings, used
 from evaluate.recognition import check_classes
 from evaluate.run import split_pairs
@@ -172,7 +172,7 @@ class Plan:
         groups = args.groups or sorted({name for name, asked in zip(index.group, labelled) if asked and name})
         if not groups:
             raise RequestError(f"--leave-out group: no labelled video of {index.store} has a group; give every one a "
-                               f"group: `python -m preprocess.reindex {index.store} --annotations CSV`")
+                               f"group: {relabelling(index.store)}")
         for name in groups:
             train, test = (Samples.of_split(index, split) for split in group_split_names(name))
             classes = read_description(index.store)["classes"]
@@ -182,7 +182,7 @@ class Plan:
 
     def _split(self, index: Index, protocol: str, group: str | None) -> dict:
         asked = vars(self.args) | ({} if group is None else {"leave_out": None, "groups": [group]})
-        pairs = split_pairs(index, argparse.Namespace(**asked, protocol=protocol, holdout=None))
+        pairs = split_pairs(index, argparse.Namespace(**asked, protocol=protocol, holdout=None), [LEAVE_OUT])
         return {"train": list(dict.fromkeys(train for train, _ in pairs)),
                 "test": list(dict.fromkeys(test for _, test in pairs)), "leave_out": asked["leave_out"]}
 

@@ -13,7 +13,7 @@ import torch
 from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder, finite
 from evaluate.features.vectors import collect, in_order, share_out
-from evaluate.holdout import held_out
+from evaluate.holdout import held_out, relabelling
 from evaluate.settings import FeatureSettings, RunEvaluation
 from shared.cli import RequestError, nearest
 from shared.clips.index import ClipGeometry
@@ -87,7 +87,8 @@ def choose(index: Index, split: str | None, flag: str = "--split") -> np.ndarray
     if (found := held_out(index, split)) is not None:
         return found
     if split not in index.splits:
-        hint = nearest(split, index.splits) if index.splits else "; it has none: ask with --holdout 0.2"
+        hint = nearest(split, index.splits) if index.splits else \
+            f"; it has none: leave {flag} out, or {relabelling(index.store)}"
         raise RequestError(f"{flag} {split!r}: {index.store} has no such split{hint}")
     return index.in_split(split)
 

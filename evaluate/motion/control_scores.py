@@ -86,7 +86,8 @@ def check_shown(scene: Scene) -> None:
     """Raises RequestError where no test clip moves, or no two show the object: nothing could be found in them."""
     if not (np.ptp(scene.asked.motion.mean((2, 3, 4)), axis=1) > 0).any():
         raise RequestError("controls: no test video moves more in one clip than in another; make longer videos "
-                           "(preprocess.run --set generate.frames=), or leave motion out by --set controls.truth=false")
+                           "(--set generate.frames=N of preprocess.run), or leave motion out by --set "
+                           "controls.truth=false")
     if scene.object_seen.sum() < 2:
         raise RequestError("controls: fewer than two test videos show their object in the view; make more videos, or "
                            "leave the object out by --set controls.truth=false")

@@ -83,7 +83,8 @@ def supervised(request: Request, index: Index, videos: int, view: View) -> Encod
     batch = GROUP * max(2, world.size)
     if videos < batch:
         raise RequestError(f"controls: {plural(videos, 'training video')}; the supervised baseline takes batches of "
-                           f"{batch}: make more videos (--set generate.videos=), or use fewer processes")
+                           f"{batch}: make more videos (--set generate.videos=N of preprocess.run), or use fewer "
+                           "processes")
     settings = dataclasses.replace(request.settings.finetune, steps=request.settings.controls.supervised_steps,
                                    batch=batch, **PLAIN)
     start = untrained(net.name, 0, world.device, net.width, net.eps)

@@ -85,7 +85,7 @@ def start_of(index: Index, position: int, seconds: np.ndarray, start_s: float) -
         return CUT_S
     raise RequestError(f"video {index.id[position]} is {length:.0f} s long, but its keyframes stand at {first} to "
                        f"{last} s: it is neither a whole movie nor one cut from second {CUT_S} to the last keyframe; "
-                       "say where the videos begin with --set detection.start_s=, keyframes beyond their ends then go "
+                       "say where the videos begin with --set detection.start_s=N, keyframes beyond their ends then go "
                        "unanswered")
 
 

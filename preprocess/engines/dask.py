@@ -258,8 +258,9 @@ def _local_cluster(workers: int | None, gpus: float) -> distributed.SpecCluster:
                      "distributed.scheduler.worker-saturation": 1.0})   # others wait on the scheduler, out of harm
     devices = visible_gpus() if gpus else []
     if gpus and not fit(len(devices), gpus):
-        raise RequestError(f"a task asks for {gpus:g} GPU and this machine shows {len(devices)}; ask for less by --set "
-                           "run.gpus_per_task=, or choose --flow cpu")
+        less = f"ask for less by --set run.gpus_per_task={len(devices)}, or " if devices else ""
+        raise RequestError(f"a task asks for {gpus:g} GPU and this machine shows {len(devices)}; {less}choose --flow "
+                           "cpu")
     count = workers or (fit(len(devices), gpus) if gpus else len(os.sched_getaffinity(0)))
     quiet = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0", "host": LOOPBACK}
     options = quiet | {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}

@@ -80,9 +80,9 @@ class Driver:
         try:
             self._slots, self._looked = self._room(), time.monotonic()
             if not self._slots:
-                less = "run.gpus_per_task=, or choose --flow cpu" if resources.gpus else "run.threads="
+                less = "--set run.gpus_per_task=1, or choose --flow cpu" if resources.gpus else "--set run.threads=1"
                 raise RequestError(f"a task asks for {self._asked()} and no node of the Ray cluster has as much; start "
-                                   f"one, or ask for less by --set {less}")
+                                   f"one, or ask for less by {less}")
             self.reports = self._ask_nodes()
             ship.check(self.reports)
         except BaseException:

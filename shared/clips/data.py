@@ -9,13 +9,13 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from shared.cli import RequestError, nearest, plural
-from shared.clips.index import ClipIndex, clip_starts
+from shared.cli import RequestError, nearest, typed
+from shared.clips.index import ClipGeometry, ClipIndex, clip_starts
 from shared.clips.sampling import (
     VIEW,
     clip_mask,
@@ -62,8 +62,9 @@ def _made(store: Place) -> str:
     """What the run that made the store last was given: ` --videos DIR`, annotations, flow and settings; "" where no
     record tells."""
     with contextlib.suppress(StoreError, KeyError, ValueError, IndexError):
-        record = list(read_records(store).values())[-1]
-        words = shlex.split(record["command"])
+        record = [record for record in read_records(store).values() if "plan" in record][-1]
+        words = [part for word in shlex.split(record["command"])
+                 for part in (word.split("=", 1) if word.startswith("--") else [word])]
         given = [word for flag, value in zip(words, words[1:]) if flag in ("--annotations", "--flow", "--set")
                  for word in (flag, value)]
         return f" {shlex.join(['--videos', *record.get('videos', [record['videos_root']]), *given])}"
@@ -79,8 +80,8 @@ class ClipData:
     maclr: its one key is another clip, shifted in time, and the motion input of both is read where a term asks for it.
     videos: (N, 2) int64, store and position in its index; undivided: videos too short to hold a clip in either half
     (three keys), or (MaCLR) in which some clip has no other at the wanted distance, whose clips are the furthest ones
-    instead; span: frames of a video that a sample needs; classes: names, sorted. Nothing of a pack is open before the
-    first sample, and a process that was forked opens its own.
+    instead; span: frames of a video that a sample needs, which all may lack; classes: names, sorted. Nothing of a pack
+    is open before the first sample, and a process that was forked opens its own.
     Raises RequestError for a store, a split, a group, a clip geometry or a motion input that is not there, Stopped for
     a damaged index.
     """
@@ -96,6 +97,7 @@ class ClipData:
         # The same videos and clips with and without a motion pathway.
         self.span = max(self.geometry.span, maclr.geometry.span) if maclr else self.geometry.span
         self.indexes, self._provenance, videos, self.classes, self.left_out = [], [], [], set(), 0
+        self._frames, self._kept = np.empty(0, np.int64), None    # of all the split's videos; clips of all stores
         for number, store in enumerate(self.stores):
             with damage_stops(store):
                 reader = StoreReader(store)
@@ -112,10 +114,6 @@ class ClipData:
         if not len(self.videos) and self.left_out and not self.short:
             raise RequestError(f"sampling.leave_out is {', '.join(sampling.leave_out)}; no video is of another group, "
                                "and nothing is left to train on")
-        if not len(self.videos):
-            raise RequestError(f"no video of {', '.join(map(str, self.stores))} is long enough for a clip of "
-                               f"{self.geometry} ({plural(self.span, 'frame')}; "
-                               f"{plural(self.short, 'video is', 'videos are')} shorter)")
         self._readers, self._process = {}, None
 
     def _choose(self, reader: StoreReader, split: str | None) -> tuple[np.ndarray, dict]:
@@ -133,6 +131,9 @@ class ClipData:
             told = {"left_out": list(self.sampling.leave_out), "groups": sorted({index.group[i] for i in positions})}
         enough = index.frames[positions] >= self.span
         document = read_description(reader.store)
+        self._frames = np.concatenate([self._frames, index.frames[positions]])
+        kept = {ClipGeometry.parse(clips) for clips in document["recipe"]["clips"]["geometries"]}
+        self._kept = kept if self._kept is None else self._kept & kept
         positions, undivided = positions[enough], 0
         kinds = np.stack([index.frames[positions], index.fps[positions]])
         for (frames, fps), count in zip(*(a.T for a in np.unique(kinds, axis=1, return_counts=True))):
@@ -174,14 +175,32 @@ class ClipData:
             if stored != "difference" and f"{stored}/zarr.json" not in files:        # first: clips can be added
                 raise RequestError(f"{store} keeps no {stored} (pack {pack}), which the motion pathway reads; make "
                                    f"another store with `python -m preprocess.run --dataset {dataset}{_made(store)} "
-                                   f"--store {shlex.quote(f'{store}-{stored}')} --recipe maclr --set {stored}=true "
+                                   f"--store {typed(f'{store}-{stored}')} --recipe maclr --set {stored}=true "
                                    f"--set geometries={self.geometry}`, or train with --set motion_input=difference")
             if start.metadata_file not in files:
                 raise RequestError(f"{store} has no clips {self.geometry} (pack {pack}); add them with `python -m "
-                                   f"preprocess.reindex {shlex.quote(str(store))} --clips {self.geometry}`")
+                                   f"preprocess.reindex {typed(store)} --clips {self.geometry}`")
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    def shorter(self, wanted: int) -> tuple[str, int]:
+        """Settings of shorter clips, ` --set clip=LxS` and what goes with it, and how many videos of the split are long
+        enough for them; ("", 0) where no more than now are. Most videos up to `wanted` come first, then clips that all
+        stores hold, then the longest."""
+        clip, maclr, found = self.geometry, self.maclr, []
+        for geometry in {*self._kept, *(replace(clip, stride=stride) for stride in range(1, clip.stride))}:
+            settings, span = f" --set clip={geometry}", geometry.span
+            if maclr:
+                stride, rest = divmod(geometry.length * geometry.stride, maclr.geometry.length)
+                if rest or not stride:
+                    continue
+                motion = replace(maclr.geometry, stride=stride)
+                settings, span = f"{settings} --set motion_clip={motion}", max(span, motion.span)
+            enough = int((self._frames >= span).sum())
+            if enough > len(self) and (geometry.length > 1) == (clip.length > 1):
+                found.append((min(enough, wanted), geometry in self._kept, span, settings, enough))
+        return max(found)[3:] if found else ("", 0)
 
     def name(self, number: int) -> str:
         """The video's id; with several stores `store: id`."""

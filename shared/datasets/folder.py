@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from shared.cli import RequestError, plural
+from shared.cli import RequestError, plural, typed
 from shared.datasets.listing import Listed, Listing, class_order, rows_of, unlabelled, within
 from shared.store.place import Place
 
@@ -179,7 +179,7 @@ def _doubts(folders: Sequence[Sequence[str]], root: Place) -> tuple[str, ...]:
     """Folders that look like splits and are not read as such."""
     if len({names[0] for names in folders}) == 1 and _splits_above([names[1:] for names in folders]):
         inner = root / folders[0][0]
-        return (f"every video lies in {inner.name}/, which is read as its class; --videos {inner} takes "
+        return (f"every video lies in {inner.name}/, which is read as its class; --videos {typed(inner)} takes "
                 f"{_words(_split_above)}",)
     odd = next(("/".join(names[:at + 1]) for names in folders for at in (0, 1)
                 if len(names) > 1 and split_name(names[at])), "")

@@ -103,13 +103,16 @@ def _check_maclr(r: Pretraining, m: Maclr) -> None:
     visual = r.sampling.geometry
     if m.reads and geometry.length * geometry.stride != visual.length * visual.stride:
         spans = [plural(clip.length * clip.stride, "frame") for clip in (geometry, visual)]
+        stride, rest = divmod(visual.length * visual.stride, geometry.length)
+        fits = f"{geometry.length}x{stride}" if stride and not rest else f"{visual.length * visual.stride}x1"
         raise RequestError(f"maclr.motion_clip is {geometry}, {spans[0]}, and sampling.clip {visual}, {spans[1]}; "
-                           "expected the same time: set both")
+                           f"expected the same time: add --set motion_clip={fits}, or set both")
     if r.sampling.keys != 1:
-        raise RequestError(f"sampling.keys is {r.sampling.keys}; MaCLR takes one key, shifted in time: set keys=1")
+        raise RequestError(f"sampling.keys is {r.sampling.keys}; MaCLR takes one key, shifted in time: "
+                           "add --set keys=1")
     if r.alignment.variant != "none":
-        raise RequestError(f"alignment.variant is {r.alignment.variant!r}; MaCLR has no alignment loss: set "
-                           "variant=none, or take an mcl pipeline")
+        raise RequestError(f"alignment.variant is {r.alignment.variant!r}; MaCLR has no alignment loss: add "
+                           "--set variant=none, or take an mcl pipeline")
     if not (r.contrast.inter or m.vm and m.cross_weight):
         raise RequestError("contrast.inter is 0 and L_vm off, so that nothing would train the visual pathway; set "
                            "inter, or vm=true with a cross_weight above 0")

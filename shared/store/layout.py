@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.cli import Stopped
+from shared.cli import Stopped, typed
 from shared.clips.index import ClipGeometry
 from shared.motion import CELL
 
@@ -41,8 +41,8 @@ def damage_stops(store: Path) -> Iterator[None]:
         if unreached(error):
             raise Stopped(error) from error
         helps = cure(str(error), store)
-        raise Stopped(f"{error}; {helps + '; ' if helps else ''}`python -m preprocess.check {store}` lists all that is "
-                      "damaged") from error
+        raise Stopped(f"{error}; {helps + '; ' if helps else ''}`python -m preprocess.check {typed(store)}` lists all "
+                      "that is damaged") from error
 
 
 def unreached(error: StoreError) -> bool:
@@ -71,7 +71,7 @@ CURES = [(re.compile(pattern, re.DOTALL), text) for pattern, text in (
 def cure(fault: str, store: Path) -> str:
     """What helps against a fault that a StoreError or preprocess.check names; "" where nothing general does."""
     fault = fault.replace(f"{store}/", "")
-    return next((text.format(store=store) for pattern, text in CURES if pattern.match(fault)), "")
+    return next((text.format(store=typed(store)) for pattern, text in CURES if pattern.match(fault)), "")
 
 
 def crc_text(value: int) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shared.cli import typed
 from shared.clips.index import ClipGeometry, ClipIndex
 from shared.store.chunks import crc32c, decode_jpeg, decode_rows
 from shared.store.index import Index
@@ -172,7 +173,8 @@ class StoreReader:
         def read(pack, first, frames):
             arrays = pack.clip_layouts(geometry)
             if arrays["start"].metadata_file not in pack.row.files:
-                raise StoreError(f"has no clips {geometry}; add them with preprocess.reindex --clips {geometry}")
+                raise StoreError(f"has no clips {geometry}; add them with `python -m preprocess.reindex "
+                                 f"{typed(self.store)} --clips {geometry}`")
             offsets = pack.array(pack.layouts["frame_offset"], pack.row.videos + 1)
             place = int(np.searchsorted(offsets, first, "right")) - 1
             bounds = pack.array(arrays["offset"], pack.row.videos + 1)

@@ -358,14 +358,15 @@ def test_foreign_files_are_no_checkpoints(evaluate, checkpoint, tmp_path):
 def test_a_store_without_labels(evaluate, unlabelled, protocol, monkeypatch):
     """Refused before its features are extracted."""
     monkeypatch.setattr(folds, "extract", None)
-    with pytest.raises(RequestError, match="has no split 'test' nor 'test1' nor 'val'; it has train: .*--leave-out"):
+    with pytest.raises(RequestError, match="has no split 'test' nor 'test1' nor 'val'; it has train: choose with "
+                                           "--test-split, or `python -m preprocess.reindex [^`]* --annotations CSV`$"):
         evaluate(protocol, "mean-image", where=unlabelled)
     with pytest.raises(RequestError, match="no video of the store has a label"):
         evaluate(protocol, "mean-image", "--leave-out", "group", where=unlabelled)
 
 
 def test_no_advice_that_the_protocol_would_refuse(evaluate, unlabelled):
-    with pytest.raises(RequestError, match="it has train: choose with --test-split$"):
+    with pytest.raises(RequestError, match="it has train: choose with --test-split, or `python -m preprocess.rei"):
         evaluate("finetune", "random:r2plus1d_tiny", where=unlabelled)
 
 

@@ -121,8 +121,8 @@ def test_a_pack_that_died_by_chance_gets_another_chance(preprocess, tmp_path):
 
 
 @pytest.mark.parametrize("kind, tries, words", [
-    ("timeout", 1, "over the time limit of 42 s, 3 times); raise it with --set run.time_limit_s="),
-    ("memory", 1, "over the memory limit of 1.5 GB, 3 times); raise it with --set run.memory_gb="),
+    ("timeout", 1, "over the time limit of 42 s, 3 times); raise it with --set run.time_limit_s=84"),
+    ("memory", 1, "over the memory limit of 1.5 GB, 3 times); raise it with --set run.memory_gb=3"),
     ("died", 2, "killed its worker, 3 times); see that nothing else ends the workers")])
 def test_a_pack_too_large_for_its_limits_stops_the_run_when_all_else_is_done(preprocess, small_videos, tmp_path, kind,
                                                                              tries, words):

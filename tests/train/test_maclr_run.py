@@ -113,7 +113,7 @@ def test_only_the_visual_pathway_leaves_the_run(store, tmp_path):
 
 @pytest.mark.parametrize("more, said", [
     (["--set", "clip=8x2", "--set", "motion_clip=16x1"], "preprocess.reindex"),
-    (["--set", "motion_clip=8x4"], "expected the same time: set both"),
+    (["--set", "motion_clip=8x4"], "expected the same time: add --set motion_clip="),
     (["--set", "motion_inputs=flow"], "did you mean 'motion_input'"),
     (["--init", "nowhere.pth"], "leave out --init"),
 ])

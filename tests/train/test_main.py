@@ -13,10 +13,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from shared.cli import RequestError, Stopped, hold
+from shared.clips.data import ClipData
+from shared.clips.index import ClipGeometry
 from shared.clips.loader import Sampler
 from shared.nn.backbones import build_backbone
 from shared.nn.checkpoint import load, load_backbone
@@ -453,19 +456,36 @@ def test_hand_made_checkpoints_are_not_resumed(unbroken, store, tmp_path, quiet_
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("bn", ["auto", "split", "none"])
-def test_a_batch_that_a_message_suggests_is_taken(ranks, bn):
-    """In one step: batch, ranks, BN groups and videos are looked at together."""
-    for videos, batch, group in ((7, 32, 8), (8, 64, 32), (30, 6, 4), (30, 4, 1), (5, 5, 2), (100, 7, 7), (3, 9, 8)):
-        settings, world = [f"batch={batch}", f"bn_group={group}", f"bn={bn}"], World(size=ranks)
+@pytest.mark.parametrize("pipeline, clip", [("moco-tiny", ["clip=8x2"]),
+                                            ("maclr-tiny", ["clip=4x4", "motion_clip=8x2"])])
+def test_what_a_message_suggests_is_taken(pipeline, clip, ranks, bn):
+    """In one step: batch, ranks, BN groups, clips and how many videos are long enough are looked at together."""
+    def look(settings):
+        """The recipe and the videos of 15 frames, too short for the clips that were asked, and of 15 and more."""
+        recipe = load_training(pipeline, settings).recipe
+        data = ClipData.__new__(ClipData)
+        data.geometry, data.maclr, data._kept = recipe.sampling.geometry, recipe.maclr, {ClipGeometry(4, 2)}
+        data.span = max(data.geometry.span, recipe.maclr.geometry.span if recipe.maclr else 0)
+        data._frames = np.array([9] * short + [16] * videos)
+        data.videos = np.flatnonzero(data._frames >= data.span)
+        data.short = len(data._frames) - len(data)
+        main.check_batch(recipe, data, world)
+        return recipe, len(data)
+
+    world = World(size=ranks)
+    for short, videos, batch, group in ((0, 7, 32, 8), (0, 8, 64, 32), (9, 30, 6, 4), (0, 30, 4, 1), (9, 5, 5, 2),
+                                        (9, 0, 3, 2), (0, 100, 7, 7), (0, 3, 9, 8), (40, 3, 9, 8), (40, 30, 36, 8),
+                                        (40, 30, 99, 9)):
+        asked = [*clip, f"batch={batch}", f"bn_group={group}", f"bn={bn}"]
         try:
-            main.check_batch(load_training("moco-tiny", settings).recipe, videos, world)
+            ways = [[]]
+            look(asked)
         except RequestError as error:
-            added = re.findall(r"--set (\S+)", str(error))
-            assert added or "bring more" in str(error) and videos < 2 * ranks
-            if not added:
-                continue
-            settings += added
-        recipe = load_training("moco-tiny", settings).recipe
-        main.check_batch(recipe, videos, world)
-        assert Sampler(videos, recipe.optimise.batch, world=ranks).steps
-        KeyShuffle.choose(bn, recipe.contrast.bn_group, recipe.optimise.batch // ranks, 0, world)
+            ways = [re.findall(r"--set (\S+)", way.rstrip(";")) for way in re.split("; or ", str(error))]
+            assert all(ways) or "bring more" in str(error) and videos + short < 2 * ranks, str(error)
+            if short and videos < batch:
+                assert "clip=4x2" in ways[-1], str(error)           # what the store holds, not the longest that fits
+        for added in filter(None, ways):
+            recipe, enough = look([*asked, *added])
+            assert Sampler(enough, recipe.optimise.batch, world=ranks).steps
+            KeyShuffle.choose(bn, recipe.contrast.bn_group, recipe.optimise.batch // ranks, 0, world)

@@ -120,7 +120,7 @@ def test_shuffling_is_the_choice_over_ranks():
 @pytest.mark.parametrize("settings, ranks, said", [
     ({"contrast.bn": "split", "contrast.bn_group": 3}, 1, "batch of 8 .* no multiple of contrast.bn_group, which is 3"),
     ({"contrast.bn_group": 1}, 1, "bn_group is 1; .* expected 2 or more"),
-    ({"contrast.bn": "shuffle"}, 1, "does nothing with one process; set bn=split or bn=none"),
+    ({"contrast.bn": "shuffle"}, 1, "does nothing with one process; add --set bn=split or --set bn=none"),
     ({"contrast.bn": "slit"}, 1, "did you mean 'split'"),
     ({"contrast.bn": "none", "optimise.batch": 1}, 1, "one clip shares its BN statistics with no other"),
     ({"optimise.batch": 2}, 2, "one clip shares its BN statistics with no other"),

@@ -164,7 +164,7 @@ def test_workers_of_this_machine_take_turns_at_its_gpus(connect, monkeypatch, gp
 @pytest.mark.parametrize("name, needs, said", [
     pytest.param("dask", Resources(gpus=3), "a task asks for 3 GPU and this machine shows 2", marks=pytest.mark.dask),
     pytest.param("ray", Resources(cpus=10_000), "a task asks for 10000 CPU and no node of the Ray cluster has as much; "
-                 "start one, or ask for less by --set run.threads=", marks=pytest.mark.ray)])
+                 "start one, or ask for less by --set run.threads=1", marks=pytest.mark.ray)])
 def test_what_no_worker_can_take_is_refused_and_not_waited_for(monkeypatch, name, needs, said):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with pytest.raises(RequestError, match=said):

@@ -167,7 +167,7 @@ def test_forked_workers_share_what_the_parent_opened(store):
     (lambda r: r.frames("p0-1", [-1]), "frames -1"),
     (lambda r: r.motion("p0-1", 0, 6), "frames 0 to 6, expected 0 to 5"),
     (lambda r: r.motion("p0-1", 3, 2), "frames 3 to 2"),
-    (lambda r: r.clips("p0-1", "8x8"), r"pack p0, video 'p0-1': has no clips 8x8; add them with preprocess.reindex"),
+    (lambda r: r.clips("p0-1", "8x8"), r"pack p0, video 'p0-1': has no clips 8x8; add them with `python"),
     (lambda r: r.clips("p0-1", "8by8"), "expected LxS"),
     (lambda r: r.clip("p0-1", 0, "8by8"), "expected LxS"),
 ])
