@@ -1,6 +1,7 @@
 """Which videos are learnt from and which are asked: two splits, or one group after the other left out."""
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -201,8 +202,8 @@ def check_unseen(index: Index, dataset: str, encoder: Encoder, asked: Sequence[s
         for split in asked if groups else ():
             seen = sorted(groups.intersection(index.group[i] for i in choose(index, split)))
             if seen:
-                named = " ".join(f"--leave-out group={name}" for name in trained["left_out"])
+                named = " ".join(f"--leave-out {shlex.quote(f'group={name}')}" for name in trained["left_out"])
                 raise RequestError(f"checkpoint {encoder.text} left out group {', '.join(trained['left_out'])} and was "
                                    f"trained on {', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''}, which the "
-                                   f"test asks about; ask with {named}, or pre-train another without them (--set "
-                                   "leave_out=...)")
+                                   f"test asks about; ask with {named}, or pre-train another without them: add --set "
+                                   f"leave_out={shlex.quote(','.join(seen))}")

@@ -97,7 +97,8 @@ def _planned(store: Place, status: Status) -> dict[str, tuple[list[str], int]]:
     records, closed = [], ""
     for path, record in each_record(store, None, PLAN):
         if isinstance(record, StoreError):
-            status.damaged.append(path.name)
+            status.damaged.append(f"{path.name} is damaged; `python -m preprocess.check {cli.typed(store)}` "
+                                  "tells more")
             continue
         records.append(record)
         if record.get("status") in ("done", "failures") and "part" not in record and "plan" in record:
@@ -161,7 +162,7 @@ def describe(status: Status) -> str:
                   f"{', '.join(f'{video} {spent:.3g}' for video, spent in spread.slowest)}"
                   for stage in STAGES if (spread := status.spreads.get(stage))]
     lines += _who(status)
-    lines += [f"note     {name} is damaged; python -m preprocess.check tells more" for name in status.damaged]
+    lines += [f"note     {said}" for said in status.damaged]
     return "\n".join([*lines, *_verdict(status)])
 
 

@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONCRETE = re.compile(r"python -m [\w.]+ |`\0 --|--set [\w.\0]+=|--retry-failed|--resume auto|choose --\w+ \w|--help"
                       r"|^--(leave-out|holdout) [\w.]+$")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-OTHERS = {"--nthreads", "--resources", "--nproc-per-node", "--working-dir", "--head", "--run-path", "--run", "--logdir"}
+OTHERS = {"--nthreads", "--resources", "--nproc-per-node", "--working-dir", "--head", "--run-path", "--run", "--logdir",
+          "--array"}
 VIDEOS, STORE = "-my 'videos'", "-its a \"store\"   of 6"
 SMALL = [word for setting in ("size=16", "model.width=2", "hidden=8", "dim=8", "batch=2", "bn_group=2", "queue=32",
                               "steps=1", "workers=0", "threads=1", "images_every=0") for word in ("--set", setting)]
@@ -203,7 +204,7 @@ def what_preprocessing_says(lab):
 
 
 @case("lists all that is damaged", "the same command with --resume auto goes on", "go on with it by --resume auto",
-      "rebuilds index", "does it at once", "adds clips from")
+      "rebuilds index", "does it at once", "adds clips from", "is damaged; `python -m preprocess.check \0`")
 def what_a_damaged_store_and_an_old_run_say(lab):
     store, run = lab.store("-damaged"), "-run"
     shard = next(Path(store).glob("packs/*/*/rgb/c*"))
@@ -216,6 +217,9 @@ def what_a_damaged_store_and_an_old_run_say(lab):
     assert "--resume auto" in said and lab.type(lab.train(run, "--resume", "auto", store=store)) == 0
     assert "--resume auto" in lab.refused(lab.train(run))
     assert lab.type(lab.train(run, "--resume", "auto", store=store)) == 0
+    next(Path(store, "records").glob("[0-9]*.json")).write_bytes(b"{}")
+    lab.type(["python", "-m", "preprocess.status", f"./{store}"])
+    assert lab.type(commands(lab.messages[-1])[0]) == 1
     for fault in ("pack p lacks clips 8x2", "packs/p: the index does not list it", "store.json: is damaged"):
         lab.messages.append(cure(fault, Path(store)))
         line = commands(lab.messages[-1])[0].replace("LxS", "4x2")
@@ -280,7 +284,7 @@ def what_recipes_say(lab):
 
 
 @case("`python -m preprocess.reindex \0 --annotations CSV`", "--leave-out group", "--holdout 0.2", "finetune.batch=\0",
-      "finetune.nesterov is true")
+      "finetune.nesterov is true", "--leave-out \0", "test asks about", "the videos have no groups")
 def what_evaluations_say(lab):
     from evaluate import folds
     from evaluate.finetuned import supervised
@@ -312,6 +316,17 @@ def what_evaluations_say(lab):
         label(lambda number: f"{number % 2},train,g{number % 3}")
         assert lab.type(commands(said)[0]) == 0
         assert lab.refused(lab.evaluate("retrieval", "none", *asked, store=store)) == "past"
+    label(lambda number: "a,train,")
+    assert lab.type(["python", "-m", "preprocess.reindex", f"./{store}", "--annotations", "CSV"]) == 0
+    trained = lab.train("groups", "--set", "leave_out=it's 1", store=store)
+    said = lab.refused(trained)
+    label(lambda number: f"{number % 2},train,it's {number % 3}")
+    assert lab.type(commands(said)[0]) == 0 and lab.type([*trained, "--resume", "auto"]) == 0
+    said = lab.refused(lab.evaluate("retrieval", "none", "--leave-out", "group=it's 2", store=store,
+                                    checkpoint="groups/last.pt"))
+    way, again = (shlex.split(said.partition(word)[2].partition(", or ")[0]) for word in ("ask with ", ": add "))
+    assert lab.refused(lab.evaluate("retrieval", "none", *way, store=store, checkpoint="groups/last.pt")) == "past"
+    assert lab.type(lab.train("others", *again, store=store)) == 0
     label(lambda number: f"{number % 2},{'test' if number < 2 else 'train'},g{number % 3}")
     assert lab.type(["python", "-m", "preprocess.reindex", f"./{store}", "--annotations", "CSV"]) == 0
     lab.monkeypatch.setattr(supervised, "carry_out", past)
@@ -366,6 +381,7 @@ SPELT = {"Training clips were flipped": "finetune flip=auto", "liblinear stopped
          "show their object": "controls controls.truth=false", "takes batches of": "generate generate.videos=64",
          "does not record where": "controls controls.truth=false controls.videos=DIR",
          "have no truth": "controls controls.truth=false controls.videos=DIR",
+         "sees no motion in single frames": "linear features.clip=16x2",
          "neither a whole movie": "detection detection.start_s=9", "so small that": "preprocess motion.border_px=0",
          "which maps of": "preprocess geometries=8x2,4x2"}
 

@@ -152,7 +152,7 @@ class ClipData:
         for name in self.sampling.leave_out:
             if name not in groups:
                 hint = nearest(name, sorted(groups)) if groups else "; the videos have no groups: give them some by " \
-                    "`python -m preprocess.reindex STORE --annotations CSV`"
+                    f"`python -m preprocess.reindex {typed(self.stores[0])} --annotations CSV`"
                 stores = ", ".join(map(str, self.stores))
                 raise RequestError(f"sampling.leave_out: {stores} has no group {name!r}{hint}")
 
