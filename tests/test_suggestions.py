@@ -29,7 +29,7 @@ CONCRETE = re.compile(r"python -m [\w.]+ |`\0 --|--set [\w.\0]+=|--retry-failed|
                       r"|^--(leave-out|holdout) [\w.]+$")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 OTHERS = {"--nthreads", "--resources", "--nproc-per-node", "--working-dir", "--head", "--run-path", "--run", "--logdir",
-          "--array"}
+          "--array", "--sparse"}
 VIDEOS, STORE = "-my 'videos'", "-its a \"store\"   of 6"
 SMALL = [word for setting in ("size=16", "model.width=2", "hidden=8", "dim=8", "batch=2", "bn_group=2", "queue=32",
                               "steps=1", "workers=0", "threads=1", "images_every=0") for word in ("--set", setting)]
