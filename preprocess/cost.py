@@ -17,6 +17,7 @@ from shared.datasets.catalog import Catalog
 from shared.recipes.preprocessing import Recipe, Run
 from shared.store.place import ObjectPath, Place
 from shared.videos.decode import ESTIMATES, Probe, good_runs, probe
+from shared.videos.files import FREE, Span
 from shared.videos.isolate import ChildProcess, Died, InProcess
 
 # Good videos of so many tried, frames of each, seconds in all.
@@ -195,4 +196,17 @@ def describe(plan: Plan, cost: Cost, catalog: Catalog, done: int, backend: str) 
         hours = f"{cost.wall_s / 3600:.2g} GPU-hours" if backend == "cuda" else f"{cost.cpu_s / 3600:.2g} CPU-hours"
         lines += [f"compute  {hours} with flow on {backend}",
                   f"time     {duration(cost.wall_s)} on this machine ({plural(os.cpu_count(), 'core')})"]
+    if requests := _requests(plan, catalog):
+        lines.append(requests)
     return "\n".join(lines)
+
+
+def _requests(plan: Plan, catalog: Catalog) -> str:
+    """What is asked of object storage for the videos of a plan; "" where nothing is."""
+    todo = {video for pack in plan.packs for video in pack.videos}
+    spans = [video.where for video in catalog.videos if video.id in todo and isinstance(video.where, Span)]
+    making, count = sum(span.requests for span in spans), sum(span.size for span in spans if span.requests)
+    if not making:
+        return ""
+    return (f"requests at most {making:,} to read {size(count)} from object storage; probing takes at most "
+            f"{FREE * len(plan.probes):,}, headers of archives took {catalog.scan.requests:,}")

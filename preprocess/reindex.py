@@ -21,6 +21,7 @@ from preprocess.life import await_silence
 from shared import cli, motion
 from shared.cli import Progress, RequestError, plural
 from shared.clips.index import ClipGeometry, ClipIndexer
+from shared.datasets.sources import HELP
 from shared.recipes.preprocessing import description_fault, read_description, recipe_hash
 from shared.store.clip_tables import ClipTables
 from shared.store.committed import sweep_partials
@@ -56,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
     asked.add_argument("--clips", metavar="LxS", help="frames by stride, such as 8x8")
     asked.add_argument("--annotations", type=cli.local, metavar="CSV", help="path,label,split,group of packed videos")
     asked.add_argument("--drop", nargs="+", metavar="ID", help="videos that shall count no more")
-    asked.add_argument("--drop-missing", type=cli.local, metavar="VIDEOS",
-                       help="drop the videos whose files are no longer under this folder")
+    asked.add_argument("--drop-missing", nargs="+", action="extend", metavar="VIDEOS",
+                       help=f"drop the videos that are no longer in these sources, as --videos names them: {HELP}")
     args = parser.parse_args(argv)
     store = args.store.absolute()
     if not (store / "packs").is_dir():
@@ -77,8 +78,9 @@ def main(argv: Sequence[str]) -> int:
             print(relabel.drop(store, args.drop))
         elif args.drop_missing:
             gone = relabel.missing(store, args.drop_missing)
-            print(relabel.drop(store, gone, f"not under {args.drop_missing} any more") if gone else
-                  f"nothing to drop: every video of {store} is under {args.drop_missing}")
+            there = " and ".join(args.drop_missing)
+            print(relabel.drop(store, gone, f"not under {there} any more") if gone else
+                  f"nothing to drop: every video of {store} is under {there}")
         else:
             rebuild(store)
     return cli.DONE

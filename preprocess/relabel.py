@@ -15,8 +15,10 @@ from pathlib import Path
 
 from shared.cli import Progress, RequestError, plural, typed
 from shared.datasets import folder
-from shared.datasets.catalog import scan
+from shared.datasets.headers import read_headers
 from shared.datasets.listing import unlabelled
+from shared.datasets.scan import scan
+from shared.datasets.sources import open_sources
 from shared.recipes.preprocessing import read_description
 from shared.store.chunks import crc32c
 from shared.store.index import Index, publish, read_failures, write_failures
@@ -84,17 +86,19 @@ def drop(store: Place, ids: Sequence[str], reason: str = "dropped by request") -
     return f"{plural(len(asked), 'video')} of {store} dropped: {first}"
 
 
-def missing(store: Place, videos: Path) -> list[str]:
-    """Ids of the videos, packed or failed, that are no longer under the folder `videos` (`Scan.gone`), as a run counts
-    them. Raises RequestError for a folder that holds none of the packed ones."""
-    if not videos.is_dir():
-        raise RequestError(f"--drop-missing {videos} is no folder; expected the one that holds the store's videos")
+def missing(store: Place, videos: Sequence[str]) -> list[str]:
+    """Ids of the videos, packed or failed, that are in the sources no more (`Scan.gone`), as a run counts them. Raises
+    RequestError for sources that hold none of the packed ones."""
+    sources = open_sources(videos)
+    if away := next((place for place in sources.folders if not place.is_dir()), None):
+        raise RequestError(f"--drop-missing {away} is no folder; expected the one that holds the store's videos")
     index = Index.load(store)
     failed = {row.video: row.path for row in read_failures(store) if row.stage != DROPPED}
-    gone = scan(videos).gone((failed | dict(zip(index.id, index.path))).items())
+    found = scan(sources, *read_headers(store))
+    gone = found.gone((failed | dict(zip(index.id, index.path))).items())
     if len(index) and sum(id in index for id in gone) == len(index):
-        raise RequestError(f"--drop-missing {videos} holds none of the {plural(len(index), 'video')} of {store}; "
-                           "expected the folder that holds them")
+        raise RequestError(f"--drop-missing {sources} holds none of the {plural(len(index), 'video')} of {store}; "
+                           "expected what holds them")
     return gone
 
 

@@ -22,6 +22,7 @@ from shared import cli
 from shared.cli import RequestError, Stopped, duration, plural, size
 from shared.clips.index import ClipGeometry
 from shared.datasets.catalog import Catalog, open_catalog
+from shared.datasets.headers import read_headers
 from shared.datasets.sources import HELP, Sources, open_sources
 from shared.recipes.preprocessing import Pipeline, load_pipeline
 from shared.store.index import Index
@@ -132,7 +133,10 @@ def find_videos(pipeline: Pipeline, sources: Sources, annotations: Path | None, 
     stored = {}
     if pipeline.preset.layout == "folder" and (store / "current").exists():
         stored = {row.id: (row.class_name, row.splits) for row in Index.load(store).rows()}
-    return open_catalog(pipeline.preset.layout, sources, annotations, pipeline.dataset, stored, pipeline.shards)
+    fields, known = read_headers(store)
+    if pipeline.shards.named() and pipeline.shards != fields:
+        fields, known = pipeline.shards, {}
+    return open_catalog(pipeline.preset.layout, sources, annotations, pipeline.dataset, stored, fields, known)
 
 
 def show_plan(session: Session, retry_failed: bool, reader: InProcess | ChildProcess) -> int:

@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from preprocess import plan as planning
 from preprocess.engines import Outcome
@@ -18,6 +18,7 @@ from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
 from shared.cli import RequestError, typed
 from shared.datasets.catalog import Catalog
+from shared.datasets.headers import keep_headers
 from shared.recipes.preprocessing import Pipeline, Recipe, pack_recipe_hash, read_description, recipe_hash
 from shared.recipes.settings import differences, spelt
 from shared.store.committed import sweep_partials
@@ -208,6 +209,13 @@ class Session:
         """Frames that a pack already keeps of damaged videos."""
         return {video: self.videos[video].frames for video in self.failures if video in self.videos}
 
+    def mended(self) -> list[str]:
+        """Failures that were of an archive, or of a member that could not be taken, and are no more."""
+        archives = {archive.name for archive in self.catalog.sources.archives}
+        return [path for path, row in self.failures.items() if row.stage == "catalog" and
+                path not in self.catalog.refused and
+                any(str(place) in archives for place in (PurePosixPath(path), *PurePosixPath(path).parents))]
+
     def plan(self, retry_failed: bool, reader: InProcess | ChildProcess = InProcess()) -> Plan:
         """What is to do: videos in no pack, and with retry_failed those of failures.csv as well. reader: where headers
         are read."""
@@ -215,6 +223,8 @@ class Session:
         todo = {v for v in listed if v not in self.videos and v not in self.failures}
         if retry_failed:
             todo |= {video for video, row in self.failures.items() if row.stage != DROPPED} & listed
+            for path in self.mended():
+                del self.failures[path]
         unfinished = []
         for record in self.records + self.plans:
             unfinished += [PlannedPack.from_list(row) for row in record.get("plan", ()) if row[0] not in self.packs]
@@ -225,10 +235,11 @@ class Session:
         return plan
 
     def describe(self) -> None:
-        """Write store.json."""
+        """Write store.json, and what the archives' headers say."""
         write_json_atomic(self.store / "store.json", {
             "format": FORMAT, "dataset": self.pipeline.dataset, "classes": list(self.classes),
             "recipe": self.recipe.to_dict(), "recipe_hash": recipe_hash(self.recipe.to_dict())})
+        keep_headers(self.store, self.catalog.fields, self.catalog.scan.headers)
 
     def begin(self, plan: Plan, engine: str, cluster: dict) -> None:
         """Write store.json and the run's record with its plan: from here on the run can be resumed. cluster: what the

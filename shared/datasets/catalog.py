@@ -51,7 +51,8 @@ class Catalog:
     out, because they are no videos by ending, hidden, not listed, or replaced by others; notes: what else the user
     should be told; refused: path, bytes escaped -> reason, of what cannot be a row of a store: videos whose names are
     not UTF-8, archives and members that cannot be taken; unlisted: paths of videos on disk that are not listed; scan:
-    all that lies there; sources: what was given, of which `root` is the first place."""
+    all that lies there; sources: what was given, of which `root` is the first place; fields: as archives were asked
+    for them."""
 
     dataset: str
     root: Place
@@ -64,6 +65,7 @@ class Catalog:
     unlisted: tuple[str, ...] = ()
     scan: Scan = Scan([])
     sources: Sources = Sources(())
+    fields: Fields = Fields()
 
 
 def open_catalog(layout: str, videos: Sources | Place, annotations: Path | None = None, dataset: str | None = None,
@@ -130,7 +132,7 @@ def open_catalog(layout: str, videos: Sources | Place, annotations: Path | None 
                           if video.id not in videos and video.id not in unnamed))
     return Catalog(dataset or layout, root, listing.classes, tuple(videos[id] for id in sorted(videos)), absent,
                    found.ignored + len(unlisted) + len(replaced), notes, refused,
-                   tuple(unlisted), found, sources)
+                   tuple(unlisted), found, sources, fields)
 
 
 def _own_listing(sources: Sources, annotations: Path | None, found: Scan, stored: folder.Stored) -> Listing:
