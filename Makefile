@@ -63,6 +63,9 @@ bench:
 	$(PY) tests/bench/motion.py
 	$(PY) tests/bench/edges.py
 	$(PY) tests/bench/pipeline.py
+	$(PY) tests/bench/pipeline.py --threads 1 2 --preset fast half
+	$(PY) tests/bench/peers.py
+	$(PY) tests/bench/roots.py
 	$(PY) tests/bench/memory.py
 	$(PY) tests/bench/clusters.py --rounds 1
 	$(PY) tests/bench/engines.py
