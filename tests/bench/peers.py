@@ -8,7 +8,7 @@ motion maps as JPEG into a third LMDB, a third pass reads those for the clips' s
 files before the LMDBs, is left out, in its favour.) Ours makes one pack, by the presets named.
 Time is CPU time of one thread. Agreement is with the maps of our preset `reference`, which is OpenCV's TV-L1 in 32
 bits: the rank of a video's clip scores, averaged over the videos, and the IoU of its clips' hot cells. VIDEOS: a folder
-of <class>/<video>; default: the real videos beside the repository.
+of <class>/<video>; default: the real videos beside the repository, else synthetic ones.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import lmdb
 import numpy as np
 import zarr
 from flow import machine, table
-from pipeline import REAL, pack_tasks
+from pipeline import pack_tasks, videos_root
 from scipy.stats import spearmanr
 
 import shared.store.codecs  # noqa: F401  the frames' JPEG, for zarr
@@ -40,7 +40,7 @@ QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]   # OpenCV's own default
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="?", type=Path, default=REAL)
+    parser.add_argument("videos", nargs="?", type=Path)
     parser.add_argument("--limit", type=int, default=3, help="videos, evenly chosen (default 3)")
     parser.add_argument("--frames", type=int, default=48, help="of each (default 48)")
     args = parser.parse_args()
@@ -48,7 +48,8 @@ def main() -> None:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory(prefix="motionpack-bench-") as folder:
         folder = Path(folder)
-        tasks = {preset: replace(pack_tasks(args.videos, folder / preset, preset, args.limit)[0],
+        root = videos_root(args.videos, folder, args.limit)
+        tasks = {preset: replace(pack_tasks(root, folder / preset, preset, args.limit)[0],
                                  sample_frames=args.frames) for preset in ("reference", *PRESETS)}
         found = {}
         for preset, task in tasks.items():

@@ -37,9 +37,7 @@ def main() -> None:
     print(device("cpu"), versions())
     temporary = Path(tempfile.mkdtemp(prefix="motionpack-bench-"))
     try:
-        root = args.videos or (REAL if REAL.is_dir() else temporary / "videos")
-        if not root.is_dir():
-            make_videos(root, videos=args.limit, seed=0, backgrounds=4, textures=4, frames=64, height=240, width=320)
+        root = videos_root(args.videos, temporary, args.limit)
         for preset in args.preset:
             tasks = pack_tasks(root, temporary / preset, preset, args.limit)
             if args.threads:
@@ -48,6 +46,14 @@ def main() -> None:
                 report(preset, [make_pack(task) for task in tasks])
     finally:
         shutil.rmtree(temporary)
+
+
+def videos_root(asked: Path | None, temporary: Path, count: int) -> Path:
+    """The folder asked for, else that of real videos, else `count` synthetic ones made for it."""
+    root = asked or (REAL if REAL.is_dir() else temporary / "videos")
+    if not root.is_dir():
+        make_videos(root, videos=count, seed=0, backgrounds=4, textures=4, frames=64, height=240, width=320)
+    return root
 
 
 def pack_tasks(root: Path, store: Path, preset: str, limit: int) -> list[PackTask]:
