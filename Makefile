@@ -10,6 +10,10 @@ SEED ?= 0
 VIDEOS ?= 96
 STEPS ?= 150
 ROWS ?= untrained,moco,mcl-v1
+# What a GPU machine brings, where its results go, and the seconds that `make gpu` may take.
+KIT ?= gpu-kit
+RESULTS ?= gpu-results
+BUDGET ?= 420
 # Of flow; empty: the recipe's.
 PRESET ?=
 
@@ -19,8 +23,8 @@ else
 READY := $(VENV)/.ready-$(EXTRAS)
 endif
 
-.PHONY: demo test lint bench learn maclr gpu
-demo test lint bench learn maclr gpu: $(READY)
+.PHONY: demo test lint bench learn maclr gpu gpu-kit gpu-dry
+demo test lint bench learn maclr gpu gpu-kit gpu-dry: $(READY)
 
 $(VENV)/.ready-$(EXTRAS): setup.cfg constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; say make PYTHON=python3.12')"
@@ -82,6 +86,12 @@ learn:
 maclr:
 	$(PY) tests/bench/maclr.py
 
+# docs/gpu.md: on a machine without network, gpu-kit is made elsewhere and carried there.
 gpu:
-	$(PY) -m pytest -q -n 0 -m gpu
-	$(PY) tests/bench/gpu_flow.py
+	$(PY) tests/bench/gpu/run.py --kit $(KIT) --out $(RESULTS) --budget $(BUDGET)
+
+gpu-kit:
+	$(PY) tests/bench/gpu/kit.py $(KIT)
+
+gpu-dry:
+	$(PY) tests/bench/gpu/run.py --kit $(KIT) --out $(RESULTS) --budget 3000 --device cpu

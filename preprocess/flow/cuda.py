@@ -19,7 +19,7 @@ BUDGET = 4 << 30                   # bytes of device memory for a batch, at most
 BLOCK = 32, 8
 TILE, TILE_THREADS = (64, 32), (64, 8)      # TILE_W, TILE_H and THREADS_Y of tvl1.cu
 OPTIONS = "--std=c++14", "--fmad=false"
-APPROXIMATE = "--prec-sqrt=false", "--prec-div=false"      # what gpu_flow.py measures the exact build against
+APPROXIMATE = "--prec-sqrt=false", "--prec-div=false"      # tests/bench/gpu/flow.py measures the exact build against it
 
 
 def unavailable() -> str | None:
@@ -79,7 +79,7 @@ class Batches:
     """One size and parameters: buffers for a batch, and a graph of the launches for shapes of batch that come again.
 
     The first batch of a shape runs launch by launch, which also compiles what it needs (a capture may not); the second
-    is captured. `graphs=False` launches always: what gpu_flow.py measures graphs against.
+    is captured. `graphs=False` launches always: what tests/bench/gpu/flow.py measures graphs against.
     """
 
     def __init__(self, device: Device, height: int, width: int, parameters: TVL1Parameters, pairs: int, frames: int,

@@ -366,7 +366,7 @@ def test_a_store_without_labels(evaluate, unlabelled, protocol, monkeypatch):
 
 
 def test_no_advice_that_the_protocol_would_refuse(evaluate, unlabelled):
-    with pytest.raises(RequestError, match="it has train: choose with --test-split, or `python -m preprocess.rei"):
+    with pytest.raises(RequestError, match="it has train: choose with --test-split, or `python -m preprocess"):
         evaluate("finetune", "random:r2plus1d_tiny", where=unlabelled)
 
 
