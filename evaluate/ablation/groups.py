@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from evaluate.ablation.plan import BARE, HANDMADE, MACLR, SUPERVISED, UNTRAINED, UNTRAINED_MACLR
+from evaluate.ablation.tables import OF_GROUP, Scores
 from evaluate.metrics import mean_spread
 from evaluate.protocol import Table
 
@@ -62,6 +63,15 @@ def over_videos(values: np.ndarray) -> tuple[float, float]:
 def tables(asked: Sequence[Asked]) -> list[Table]:
     """Of every group the rows' accuracies and their paired differences."""
     return [table for one in asked if one.rows for table in (_accuracies(one), _differences(one)) if table.rows]
+
+
+def other_scores(scores: Scores, group: str) -> list[Table]:
+    """What other protocols have measured of a group, mean ± sd over the seeds; none where `linear` alone was asked."""
+    columns = [one for one in scores.columns if one.endswith(f"{OF_GROUP}{group}")
+               and scores.asked(one) != (PROTOCOL, METRIC)]
+    rows = dict.fromkeys(row for one in columns for row in scores.values[one])
+    return [Table(f"Group {group}: other scores", ["row", *map(scores.head, columns)],
+                  [[row, *(scores.cell(one, row) for one in columns)] for row in rows])] if columns else []
 
 
 def _accuracies(asked: Asked) -> Table:

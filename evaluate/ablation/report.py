@@ -73,7 +73,11 @@ def write(ablation: Ablation) -> Path:
     """OUT/ablation.json and OUT/report.html of what is finished so far; returns the page's path."""
     scores, rows = collect(ablation)
     recipes = {run.row: training.recipe for run, training in ablation.plan.trainings.items()}
-    compared = groups.tables(asked(ablation)) if ablation.plan.family.folds else tables.tables(scores, recipes)
+    if ablation.plan.family.folds:
+        compared = [*groups.tables(asked(ablation)),
+                    *(table for group in ablation.plan.groups for table in groups.other_scores(scores, group))]
+    else:
+        compared = tables.tables(scores, recipes)
     found = [*compared, *_trainings(ablation, rows)]
     everything = {}
     for row in rows:
@@ -108,7 +112,8 @@ def write(ablation: Ablation) -> Path:
              page.section("How it was measured", page.keys_html(measured | {"rows": [
                  f"{row}: {finding.meaning(row, recipes[row])}" for row in args.rows]})),
              f'<p class="quiet">motionpack {escape(document["versions"]["motionpack"])}, {document["created"]}; '
-             f"the same numbers for programs: {FILE}; every evaluation's own report: results/ROW-seedN/PROTOCOL</p>"]
+             f"the same numbers for programs: {FILE}; every evaluation's own report: "
+             f"results{'/GROUP' * ablation.plan.family.folds}/ROW-seedN/PROTOCOL</p>"]
     named = ", ".join(args.rows) if len(args.rows) <= tables.FEW else f"{len(args.rows)} rows"
     return page.write_page(args.out / page.REPORT, f"{named}: {cli.plural(len(ablation.plan.seeds), 'seed')}, "
                            + ("each group left out" if ablation.plan.family.folds else f"{args.family} nets"), parts)

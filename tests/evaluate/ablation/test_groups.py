@@ -12,6 +12,7 @@ from evaluate.ablation import groups
 from evaluate.ablation.children import Ended
 from evaluate.ablation.plan import REAL, Plan, Run
 from evaluate.ablation.runs import Ablation
+from evaluate.ablation.tables import Scores
 from shared import cli
 from shared.cli import RequestError
 
@@ -112,6 +113,14 @@ def test_rows_are_paired_within_a_seed_and_a_video():
         ["mcl-v1 less moco-ta-sa", "+50.0 ± 35.4", "2 of 2"], ["mcl-v1 less motion-history", "+37.5 ± 17.7", "2 of 2"]]
     low, high = map(float, gaps.rows[2][4].split(" to "))
     assert 0 <= low < 50 < high <= 100                 # of 0, 50, 100 and 50 points
+
+
+def test_what_other_protocols_say_of_a_group():
+    values = {"linear top1 of group A": {"mcl": {0: 10.0}}, "retrieval r@1 of group A": {"mcl": {0: 20.0, 1: 30.0}},
+              "retrieval r@1 of group AA": {"mcl": {0: 50.0}}}
+    table, = groups.other_scores(Scores(values, {}, (0, 1), {}), "A")
+    assert table.columns == ["row", "retrieval: R@1 of group A, %"] and table.rows == [["mcl", "25.0 ± 7.1"]]
+    assert groups.other_scores(Scores(dict([*values.items()][:1]), {}, (0, 1), {}), "A") == []
 
 
 @pytest.mark.slow
