@@ -126,7 +126,7 @@ def _check_plain(provenance: dict, path: Path) -> None:
                  and all(isinstance(store, dict) for store in stores)
                  and (init is None or {type(init["file"]), type(init["sha256"])} == {str}))
         json.dumps(provenance, allow_nan=False)
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError):      # tensors are any of these
         right = False
     if not right:
         raise RequestError(f"{path}: its recipe or provenance is not what train/main.py writes; expected a checkpoint "

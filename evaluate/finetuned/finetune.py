@@ -91,17 +91,18 @@ def run(request: Request) -> Result | None:
         made, curve = state["provenance"], checkpoint.curve_of(state)
         trained = made["stores"][-1]
         counts = {"train_videos": int(trained["videos"]), "test_videos": len(labelled), "classes": len(learnt),
-                  "unlabelled": trained["unlabelled"] + len(found) - len(labelled), "updates": int(made["step"]),
+                  "unlabelled": int(trained["unlabelled"]) + len(found) - len(labelled), "updates": int(made["step"]),
                   "epochs": int(made["epoch"]), "clips_per_video": test.clips, "crops": test.crops,
-                  "looped": trained["short"] + found.looped}
+                  "looped": int(trained["short"]) + found.looped}
+        dataset = str(trained["dataset"])
     if found.clips:
         counts |= {"clips_extracted": found.clips, "extraction_s": found.seconds}
     notes = []
     if counts["looped"]:
         short = plural(counts["looped"], "video is", "videos are")
         notes.append(f"{short} shorter than a clip of {view.geometry}; the frames repeat.")
-    if trained["dataset"] in ONE_SIDED and settings.flip is True:
-        notes.append(f"Training clips were flipped, and the classes of {trained['dataset']} tell left from right; "
+    if dataset in ONE_SIDED and settings.flip is True:
+        notes.append(f"Training clips were flipped, and the classes of {dataset} tell left from right; "
                      "--set flip=auto does not flip them.")
     if counts["unlabelled"]:
         bare = plural(counts["unlabelled"], "video without a label is", "videos without a label are")

@@ -126,7 +126,11 @@ def _placed(path: Path, name: str, weight: Tensor, own: Tensor, tap: int) -> Ten
     if weight.shape != expected:
         raise RequestError(f"{path}: {name} is {tuple(weight.shape)}, expected {tuple(expected)} as in ResNet-50; "
                            "bring the weights of that network")
-    if not torch.isfinite(weight).all():
+    if weight.layout is not torch.strided or weight.is_meta or weight.is_floating_point() != own.is_floating_point() \
+            or weight.dtype.itemsize < 2:      # sparse, without values, complex, whole or 8-bit numbers
+        raise RequestError(f"{path}: {name} is of {weight.dtype}, {weight.layout}, on {weight.device}; expected plain "
+                           f"{own.dtype}: bring the weights as torchvision or MoCo save them")
+    if not torch.isfinite(weight.to(own.dtype)).all():
         raise RequestError(f"{path}: {name} holds values that are not finite; bring another file")
     if own.dim() != 5:
         return weight

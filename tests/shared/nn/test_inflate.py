@@ -239,13 +239,18 @@ def test_other_architectures(state, small_file):
     deeper = state | {"layer3.6.conv1.weight": state["layer3.5.conv1.weight"]}
     wide = state | {"layer1.0.conv2.weight": torch.zeros(1, 1, 1, 1).expand(128, 128, 3, 3)}
     broken = state | {"bn1.weight": torch.full((64,), torch.nan)}
+    own = state["bn1.weight"]
+    kinds = (own.to_sparse(), own.to("meta"), own.to(torch.complex64), own.to(torch.int64), own.to(torch.float8_e4m3fn))
+    odd = [(state | {"bn1.weight": kind}, "bn1.weight is of .*; expected plain torch.float32") for kind in kinds]
+    huge = state | {"bn1.weight": torch.full((64,), 1e300, dtype=torch.float64)}
     vit = {"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}
     backbone = build_backbone("r2d_50")
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     for document, message in ((basic, f"lacks layer1.0.conv3.weight.*{MISFIT}"),
                               (deeper, f"holds layer3.6.conv1.weight, which a ResNet-50 has not.*{MISFIT}"),
                               (wide, r"layer1.0.conv2.weight is \(128, 128, 3, 3\), expected \(64, 64, 3, 3\)"),
-                              (broken, "bn1.weight holds values that are not finite"),
+                              (broken, "bn1.weight holds values that are not finite"), *odd,
+                              (huge, "bn1.weight holds values that are not finite"),
                               (vit, f"no 'layer1.0.conv1.weight' among its 1 tensors.*{MISFIT}"),
                               ({"epoch": 3}, f"no named tensors.*{MISFIT}"), ([1, 2], f"no named tensors.*{MISFIT}")):
         path = small_file(document)
