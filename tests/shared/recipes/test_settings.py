@@ -52,21 +52,21 @@ def defaults(tmp_path):
 
 def test_a_store_keeps_its_values_where_nothing_asks_for_others(defaults):
     old = load_pipeline("folder", settings=["jpeg_quality=70"]).recipe.to_dict()
-    path = defaults(flow={"preset": "fast"}, clips={"step": 2})
+    path = defaults(flow={"preset": "default"}, clips={"step": 2})
     assert load_pipeline("folder", path=path).kept == ()
     grown = load_pipeline("folder", path=path, stored=old)
     assert grown.recipe.to_dict() == old
-    assert grown.kept == ("clips.step=4", "flow.preset=default", "packs.jpeg_quality=70")
+    assert grown.kept == ("clips.step=4", "flow.preset=fast", "packs.jpeg_quality=70")
     again = load_pipeline("folder", settings=grown.kept, path=path)              # they are settings as they stand
     assert again.recipe == grown.recipe
     asked = load_pipeline("folder", settings=["step=2", "jpeg_quality=70"], path=path, stored=old)
-    assert asked.kept == ("flow.preset=default",)
+    assert asked.kept == ("flow.preset=fast",)
     assert differences(old, asked.recipe.to_dict()) == ["clips.step: stored 4, asked 2"]
 
 
 def test_the_name_of_a_recipe_asks_for_what_tells_recipes_apart(defaults):
     old = load_pipeline("folder").recipe.to_dict()
-    path = defaults(flow={"preset": "fast"})
+    path = defaults(flow={"preset": "default"})
     named = load_pipeline("folder", "maclr", path=path, stored=old)
     assert {line.split(":")[0] for line in differences(old, named.recipe.to_dict())} == {
         "clips.geometries", "packs.edges"}
