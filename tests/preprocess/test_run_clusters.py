@@ -401,6 +401,18 @@ def test_a_ray_that_cannot_start_is_one_line(small_videos, tmp_path, monkeypatch
     assert not packs(store)
 
 
+@pytest.mark.ray
+def test_workers_of_ray_that_are_late_are_one_line(tmp_path):
+    """A real Ray, whose workers are not waited for at all."""
+    script = "from preprocess.engines import ray; from shared import cli; ray.PATIENCE_S = 0.0; " \
+        "cli.command(lambda argv: bool(ray.Driver(1)))"
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S,
+                              env=os.environ | {"RAY_TMPDIR": folder})
+    assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("stopped: the workers of Ray have not started within 0 s;")
+
+
 @pytest.fixture
 def ray_head(tmp_path):
     """The job address of a Ray head on loopback, and the environment of its users; it ends with what it started.
