@@ -77,7 +77,7 @@ bench:
 	$(PY) tests/bench/loader.py
 	$(PY) tests/bench/step.py
 	$(PY) tests/bench/features.py
-	$(PY) tests/bench/parts.py speed
+	$(PY) tests/bench/parts.py speed --rounds 1
 	$(PY) tests/bench/floors.py $(BENCH_RATIOS)
 
 learn:

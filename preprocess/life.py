@@ -159,9 +159,10 @@ def refuse_beside_a_run(store: Place) -> None:
             raise Busy(f"a run without --part is writing {store} ({_who(sign)}); wait until it ends, or stop it")
 
 
-def await_silence(store: Place) -> None:
+def await_silence(store: Place, own: str = "") -> None:
     """For whoever wants the store alone and holds its lock: parts hold the lock for moments only. Raises Busy where one
-    lives, and waits at most QUIET_S for the signs of those that were killed to grow old. Removes these."""
+    lives, and waits at most QUIET_S for the signs of those that were killed to grow old. Removes these, and those of
+    runs without --part, which the lock says are dead; not the one of the name `own`."""
     seen, told = {}, False
     while fresh := parts_alive(store):
         for sign in fresh:
@@ -174,7 +175,7 @@ def await_silence(store: Place) -> None:
         told = True
         time.sleep(1)
     for sign in signs(store):
-        if not sign.alive:
+        if sign.name != own and not (sign.alive and sign.document["part"]):
             with suppress(FileNotFoundError):
                 (store / "records" / sign.name).unlink()
 

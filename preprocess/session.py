@@ -130,7 +130,7 @@ class Session:
             session = cls(store, pipeline, catalog)
             stack.callback(session.life.close)
             session.life.start()
-            await_silence(store)
+            await_silence(store, session.life.path.name)
             session.take_in(alone=True)
             session.held = stack.pop_all()
         return session
