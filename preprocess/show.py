@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Raises RequestError and Stopped for shared.cli.command."""
     parser = cli.Arguments(prog="python -m preprocess.show", description=__doc__)
     parser.add_argument("store", nargs="?", type=store_argument, help="a folder, or a URL such as s3://bucket/prefix")
-    parser.add_argument("--source", metavar="VIDEO", type=cli.local, help="without a store: one file through every "
+    parser.add_argument("--source", metavar="VIDEO", help="without a store: one file through every "
                         "stage, with headers, flow, maps, clips, timings and the exact error")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="of --source: replace a setting of pipelines.yaml, such as flow.preset=fast")

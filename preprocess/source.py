@@ -18,23 +18,26 @@ from shared import cli
 from shared.cli import Progress, RequestError, plural, size
 from shared.clips.index import ClipGeometry
 from shared.datasets.catalog import Video
+from shared.datasets.scan import video_file
 from shared.pictures import figures
 from shared.recipes.preprocessing import Pipeline, load_pipeline, pack_recipe_hash
 from shared.store.index import publish
 from shared.store.reader import StoreReader
-from shared.videos.decode import Probe, VideoError, frame_size, probe
+from shared.videos.decode import Probe, frame_size, probe
+from shared.videos.files import VideoError, VideoFile, size_of
 from shared.videos.streams import open_source
 
 
-def show_source(path: Path, out: Path, settings: Sequence[str]) -> int:
+def show_source(asked: str, out: Path, settings: Sequence[str]) -> int:
     """Print and draw what becomes of the file; returns DONE, or FAILURES where some of it failed.
 
     Raises RequestError for a file that is not there.
     """
-    if not path.is_file():
-        raise RequestError(f"--source {path}: no such file; expected a video file on this machine")
+    path, name = video_file(asked), asked.rpartition("/")[2]
+    if path is None:
+        raise RequestError(f"--source {asked}: no such file; expected a video file, its URL, or ARCHIVE.tar/NAME")
     pipeline = resolve(load_pipeline("folder", settings=settings))
-    lines = [f"{path.name}: {size(path.stat().st_size)}", _versions()]
+    lines = [f"{name}: {size(size_of(path))}", _versions()]
     say(lines)
     found, told = _headers(path, pipeline)
     say(told)
@@ -42,7 +45,7 @@ def show_source(path: Path, out: Path, settings: Sequence[str]) -> int:
     picture, failed = None, found is None
     if found:
         with tempfile.TemporaryDirectory(prefix="motionpack-source-") as temporary:
-            report = run_through(path, found, pipeline, Path(temporary))
+            report = run_through(path, name, found, pipeline, Path(temporary))
             told = _told(report)
             say(told)
             lines += told
@@ -50,7 +53,7 @@ def show_source(path: Path, out: Path, settings: Sequence[str]) -> int:
             if report.pack:
                 publish(Path(temporary), [report.pack], report.videos)
                 reader = StoreReader(Path(temporary))
-                picture = video_picture(reader, path.name, pipeline.recipe,
+                picture = video_picture(reader, name, pipeline.recipe,
                                         ClipGeometry.parse(pipeline.recipe.clips.geometries[0]))
     figures.save(figures.video_figure(picture, lines) if picture else figure_of(lines), out)
     print(out)
@@ -66,7 +69,7 @@ def _versions() -> str:
     return "; ".join([platform.platform(), *(f"{name} {version}" for name, version in versions().items())])
 
 
-def _headers(path: Path, pipeline: Pipeline) -> tuple[Probe | None, list[str]]:
+def _headers(path: VideoFile, pipeline: Pipeline) -> tuple[Probe | None, list[str]]:
     """What the headers say, and it in words; None where they rule the video out."""
     settings, lines = pipeline.recipe.frames, []
     try:
@@ -85,7 +88,7 @@ def _headers(path: Path, pipeline: Pipeline) -> tuple[Probe | None, list[str]]:
     return found, lines
 
 
-def run_through(path: Path, found: Probe, pipeline: Pipeline, store: Path) -> PackReport:
+def run_through(path: VideoFile, name: str, found: Probe, pipeline: Pipeline, store: Path) -> PackReport:
     """The file's pack in a temporary store; where its frames are of another size than its headers say, once more."""
     recipe, progress, done = pipeline.recipe, Progress("frames", max(found.frames, 1)), [0]
 
@@ -94,8 +97,8 @@ def run_through(path: Path, found: Probe, pipeline: Pipeline, store: Path) -> Pa
         progress.update(done[0], plural(done[0], "frame"))
 
     size_told = frame_size(found.source_height, found.source_width, recipe.frames.short_side, recipe.frames.multiple)
-    video = Video(path.name, path.name, -1, "", "", ())
-    task = PackTask(store, path.absolute().parent, "source", size_told, (video,), recipe,
+    video = Video(name, name, -1, "", "", (), path)
+    task = PackTask(store, store, "source", size_told, (video,), recipe,
                     pack_recipe_hash(recipe.to_dict()), pipeline.run)
     report = make_pack(task, tell)
     if report.misplanned and report.misplanned[0].frame_size != size_told:

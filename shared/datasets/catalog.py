@@ -145,10 +145,11 @@ def _own_listing(sources: Sources, annotations: Path | None, found: Scan, stored
         place = file if isinstance(file, Path) else file.place
         root = above.get(place) or next(root for root in sources.folders if str(root / path) == str(place))
         paths[root].append(path)
-    listings = [folder.listing(root, None, some, stored, found.told) for root, some in paths.items() if some]
+    listings = [folder.listing(root, None, some, stored, found.told) for root, some in paths.items()]
+    own = {path: listing for listing, some in zip(listings, paths.values()) for path in some}
     videos = {path: video for listing in listings for path, video in listing.videos.items()}
     return Listing(class_order(video.class_name for video in videos.values()), videos,
-                   lambda path: next((key for one in listings if (key := one.key(path)) in videos), path),
+                   lambda path: own[path].key(path),
                    tuple(note for listing in listings for note in listing.notes))
 
 

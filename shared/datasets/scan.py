@@ -1,6 +1,7 @@
 """What lies in the sources of a dataset: videos as files, as objects and inside archives, each by its path."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,9 @@ from types import MappingProxyType
 from shared.cli import Progress, RequestError, plural
 from shared.datasets.archives import Contents, Fields, read_contents
 from shared.datasets.listing import BINS, ENDINGS, stem_of
-from shared.datasets.sources import Archive, Sources, as_sources
+from shared.datasets.sources import Archive, Sources, as_sources, open_sources, single_file
 from shared.store.place import ObjectPath, Place
-from shared.videos.files import Span, span_of, words
+from shared.videos.files import Span, VideoFile, span_of, words
 
 READERS = 32     # archives on object storage whose headers are read side by side
 Headers = Mapping[str, tuple[str, Contents]]     # of archives by their URL or path: version, contents
@@ -81,6 +82,17 @@ def scan(videos: Sources | Place, fields: Fields = Fields(), known: Headers = Ma
     found.videos.sort()
     found.bins.sort()
     return replace(found, ignored=ignored, requests=requests)
+
+
+def video_file(text: str) -> VideoFile | None:
+    """A single video: a file, an object, or a member as ARCHIVE/NAME; None where there is none. Raises RequestError for
+    an archive that cannot be read by range."""
+    if file := single_file([text]):
+        return span_of(file, file.state()) if isinstance(file, ObjectPath) else file
+    if not (inside := re.match(r"(.+?\.(?:tar|zip))/(.+)", text, re.IGNORECASE)):
+        return None
+    sources = open_sources([inside[1]])
+    return scan(sources).files.get(f"{sources.archives[0].name}/{inside[2]}") if sources.archives else None
 
 
 def _walk(root: Path, apart: bool = False) -> Scan:

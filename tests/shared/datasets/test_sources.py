@@ -148,10 +148,10 @@ def test_a_list_of_a_folder_serves_its_archive(tmp_path):
 def test_each_place_has_its_own_list(tmp_path):
     listed = touch(tmp_path / "listed", "1.mp4")
     write(listed / "annotations.csv", "path,label\n1.mp4,jump\n")
-    tar(tmp_path / "shards/0.tar", {"walk/1.mp4": VIDEO})
+    tar(tmp_path / "shards/0.tar", {"walk/1.mp4": VIDEO, "1.mp4": VIDEO})
     catalog = opened(listed, tmp_path / "shards/0.tar")
-    assert [(video.path, video.class_name) for video in catalog.videos] == [("0.tar/walk/1.mp4", "walk"),
-                                                                            ("1.mp4", "jump")]
+    assert [(video.path, video.class_name) for video in catalog.videos] == [
+        ("0.tar/1.mp4", ""), ("0.tar/walk/1.mp4", "walk"), ("1.mp4", "jump")]
 
 
 def test_layouts_of_published_sets_work_inside_archives(tmp_path):
