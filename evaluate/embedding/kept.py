@@ -6,6 +6,7 @@ changed is not computed again: a run that was stopped goes on, and one over more
 """
 
 import contextlib
+import io
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -189,8 +190,10 @@ class Kept:
             path = self.out / PARTS / f"{self.number:06d}.npy"
             if isinstance(path, Path):
                 path.parent.mkdir(parents=True, exist_ok=True)
+            data = io.BytesIO()                 # of a full disk numpy's own writing says no errno
+            np.save(data, vectors)
             with whole(path) as local, open(local, "wb") as file:
-                np.save(file, vectors)
+                file.write(data.getbuffer())
             write_json_atomic(path.parent / f"{path.stem}.json", {
                 "format": FORMAT, "request": self.request, "features": path.name, "crc32c_features": checksum(vectors),
                 "rows": [[one.id, one.state, one.frames, one.starts.tolist()] for one in good],

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -274,6 +275,19 @@ def check_resumed(call, store, out, whole, capsys):
     assert 0 < done < 18 and f"{18 - done} video" in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(out / "features.npy"), np.load(whole / "features.npy"))
     assert table(out) == table(whole) and not (out / "parts").exists() and not list(out.glob(".*.partial"))
+
+
+def test_a_full_disk_is_named_and_what_follows_goes_on(call, store, tmp_path):
+    """A limit on the size of files stands for the disk: numpy's own writing would say no errno."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(OSError, match="File too large") as caught:
+            call("--store", store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno in cli.FULL and caught.value.filename.startswith(str(tmp_path / "out/parts"))
+    assert call("--store", store)[0] == 0
 
 
 def test_an_interrupted_run_keeps_what_it_has(call, store, tmp_path, monkeypatch, capsys):
