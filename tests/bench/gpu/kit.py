@@ -22,7 +22,7 @@ DATA = ROOT.parent / "shared/data/videos"
 WHEELS = "zarr", "numcodecs", "donfig", "google-crc32c", "simplejpeg", "kornia", "kornia_rs", "av"
 PLATFORMS = "manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"
 LIMIT = 56 << 20
-FRAMES, PAIRS, SIZE = 48, 4, (256, 340)      # frames to time with; pairs whose flow is kept
+FRAMES, PAIRS, SIZE = 24, 2, (256, 340)      # frames to time with; pairs whose flow is kept
 
 
 def main() -> int:
@@ -59,10 +59,10 @@ def clips(folder: Path) -> None:
     if not DATA.is_dir():
         make_videos(folder, videos=12, seed=0, backgrounds=4, textures=4, frames=96, height=256, width=340)
         return
-    files = [*sorted((DATA / "kinetics").glob("*/*.mp4"), key=lambda file: file.stat().st_size)[:5],
-             *sorted((DATA / "ucf101").glob("*/*"))[:4],
+    files = [*sorted((DATA / "kinetics").glob("*/*.mp4"), key=lambda file: file.stat().st_size)[:3],
+             *sorted((DATA / "ucf101").glob("*/*"))[:2],
              *(file for step in sorted((DATA / "handwash12").glob("Step_*"))
-               for file in sorted(step.glob("*.mp4"))[:3])]
+               for file in sorted(step.glob("*.mp4"))[:1])]
     for file in files:
         (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / file.parent.name / file.name)

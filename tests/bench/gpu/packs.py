@@ -3,6 +3,7 @@
 Each video stands in the set several times under other names, so that there is enough to do. Dry run: CPU twice.
 """
 
+import shutil
 import sys
 
 import numpy as np
@@ -23,27 +24,27 @@ def main():
             if not link.exists():
                 link.symlink_to(file.resolve())
     stores = {}
-    for backend in (stage.device, "cpu"):
+    for backend in dict.fromkeys((stage.device, "cpu")):
         store = stores[backend] = stage.work / f"store-{backend}"
+        shutil.rmtree(store, ignore_errors=True)
         seconds, printed = stage.command("-m", "preprocess.run", "--dataset", "folder", "--videos", videos, "--store",
                                          store, "--flow", backend, "--engine", "serial", "--set",
                                          "clips.geometries=[16x2, 8x2]")
         frames = sum(row.frames for row in StoreReader(store).index.rows())
         stage.put(f"{backend}.frames_a_second", frames / seconds, f"frames/s of the whole command, {frames} frames")
         print(printed[-1500:])
-    compare(stage, *(StoreReader(store) for store in dict.fromkeys([stores[stage.device], stores["cpu"]])))
+    compare(stage, StoreReader(stores[stage.device]), StoreReader(stores["cpu"]))
 
 
-def compare(stage, ours, theirs=None):
+def compare(stage, ours, theirs):
     """Frames, motion maps and clip tables of two stores of the same videos."""
-    theirs = theirs or ours
     same = masks = total = 0
     distance = largest = thresholds = 0.0
     rows = ours.index.rows()
     for row in rows:
         one, other = (np.asarray(store.motion(row.id, 0, row.frames), np.float32) for store in (ours, theirs))
         gap = np.abs(one - other)
-        distance, largest, total = distance + gap.sum(), max(largest, float(gap.max())), total + gap.size
+        distance, largest, total = distance + float(gap.sum()), max(largest, float(gap.max())), total + gap.size
         same += ours.frame_checksums(row.id, range(row.frames)) == theirs.frame_checksums(row.id, range(row.frames))
         a, b = (store.clips(row.id, "8x2") for store in (ours, theirs))
         masks += np.array_equal(a.hot_mask, b.hot_mask)

@@ -52,7 +52,7 @@ def steps(learner, views, count=2) -> tuple[list[float], torch.Tensor]:
             gradient = torch.cat([p.grad.detach().double().cpu().flatten() for p in trained if p.grad is not None])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(float(out["loss"]))
+        losses.append(out["loss"].item())
     return losses, gradient
 
 
