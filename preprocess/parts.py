@@ -30,7 +30,7 @@ from shared.store.lease import Busy
 from shared.store.lock import store_lock
 from shared.store.objects import committed_prefixes
 from shared.store.place import ObjectPath, Place
-from shared.store.record import each_record, partials, write_exclusive, write_json_atomic
+from shared.store.record import each_record, partials, run_name, write_exclusive, write_json_atomic
 from shared.videos.isolate import ChildProcess, InProcess
 
 LOOK_S = 1.0                # between two looks whether the plan is there
@@ -114,7 +114,7 @@ class Arrival:
 
     def __init__(self, store: Place, part: Part):
         self.store, self.part = store, part
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-part{part.number}of{part.of}-{uuid.uuid4().hex[:8]}"
+        name = run_name(f"part{part.number}of{part.of}-{uuid.uuid4().hex[:8]}")
         self.life = Life(store, name, str(part))
         self.plan: SharedPlan | None = None
         self.lock = ExitStack()

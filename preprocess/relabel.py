@@ -26,7 +26,7 @@ from shared.store.layout import StoreError, document_bytes, group_document
 from shared.store.lease import held
 from shared.store.place import ObjectPath, Place
 from shared.store.rebuild import build_index, with_unpacked
-from shared.store.record import each_record, write_atomic, write_json_atomic, write_record
+from shared.store.record import each_record, run_name, write_atomic, write_json_atomic, write_record
 from shared.store.tables import DROPPED, FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT, attributes_crc, read_root
 
@@ -161,7 +161,7 @@ def _record(store: Place, classes: list[str]) -> None:
     for _, last in reversed(list(each_record(store))):
         if isinstance(last, StoreError):
             continue
-        write_record(store, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}", {
+        write_record(store, run_name(str(os.getpid())), {
             "status": "done", "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": shlex.join(sys.argv),
             **{key: last[key] for key in ("versions", "device", "engine", "backend", "dataset", "recipe", "videos_root")
                if key in last}, "classes": classes})

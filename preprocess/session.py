@@ -29,7 +29,7 @@ from shared.store.lock import store_lock
 from shared.store.objects import sweep_prefixes
 from shared.store.place import ObjectPath, Place
 from shared.store.rebuild import build_index, lost_packs
-from shared.store.record import each_record, write_json_atomic, write_record
+from shared.store.record import each_record, run_name, write_json_atomic, write_record
 from shared.store.tables import DROPPED, FailureRow, PackRow, VideoRow
 from shared.videos.isolate import ChildProcess, InProcess
 
@@ -100,7 +100,7 @@ class Session:
         self.held = ExitStack()   # lock and sign of life
         self.lost: list[str] = []
         self.records, self.plans, self.bad_records = self._read_records()
-        self.name = life.name if life else f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+        self.name = life.name if life else run_name(str(os.getpid()))
         self.life = life or Life(store, self.name)
         self.record = {}
         self.account = self.life.account

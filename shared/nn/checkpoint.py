@@ -224,7 +224,8 @@ def _check_shapes(module: torch.nn.Module, weights: dict, path: Path) -> None:
     off = sorted(wanted.keys() ^ weights.keys(), key=str)
     off = off or sorted(key for key in wanted if not isinstance(weights[key], torch.Tensor) or
                         wanted[key].shape != weights[key].shape or
-                        wanted[key].is_floating_point() != weights[key].is_floating_point())
+                        weights[key].is_complex() or
+                        wanted[key].is_floating_point() > weights[key].is_floating_point())
     if off:
         raise RequestError(f"{path} holds other weights than its recipe says, {len(off)} in all, first {off[0]}; "
                            "it was written by another version")

@@ -7,6 +7,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from shared.cli import writing
@@ -126,6 +127,11 @@ def write_json_atomic(path: Place, document: dict) -> None:
 def read_json(path: Place) -> dict:
     """What `write_json_atomic` wrote. Raises FileNotFoundError, or StoreError when the checksum does not match."""
     return parse_json(as_place(path).read_bytes(), path)
+
+
+def run_name(who: str) -> str:
+    """A record's name: when the run began, to the microsecond, so that names are in order of time, and who it is."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{who}"
 
 
 def write_record(store: Place, name: str, document: dict) -> Place:

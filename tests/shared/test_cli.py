@@ -70,6 +70,7 @@ def leave(monkeypatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(cli, "_came", [])       # other tests were told to stop in this very process
 
     def leave(error, *more):
         def main(argv):
