@@ -76,6 +76,20 @@ def s3_server():
 
 
 @pytest.fixture
+def count_requests():
+    """count_requests(path): a list that grows by one (operation, range) for every HTTP request of its S3 client."""
+    def count(path):
+        seen = []
+
+        def note(request, event_name, **_):
+            seen.append((event_name.rpartition(".")[2], request.headers.get("Range")))
+        path.fs.exists(str(path))  # connects
+        path.fs.s3.meta.events.register("before-send.s3", note)
+        return seen
+    return count
+
+
+@pytest.fixture
 def bucket(s3_server) -> str:
     """The URL of a new, empty S3 bucket."""
     import uuid

@@ -76,19 +76,6 @@ def arrays(store):
     return [{name: crc for name, crc in row.files.items() if name != "zarr.json"} for row in packs]
 
 
-@pytest.fixture
-def requests(monkeypatch):
-    """Of S3, by operation, as the client sends them."""
-    from aiobotocore.client import AioBaseClient
-    counted, call = Counter(), AioBaseClient._make_api_call
-
-    async def counting(self, operation, parameters):
-        counted[operation] += 1
-        return await call(self, operation, parameters)
-    monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
-    return counted
-
-
 @pytest.mark.parametrize("name", ["set.tar", "set.zip", "shard-{0..1}.tar"])
 def test_archives_give_the_arrays_of_the_folder(archives, expected, tmp_path, name):
     store = tmp_path / "store"
@@ -102,8 +89,8 @@ def test_archives_give_the_arrays_of_the_folder(archives, expected, tmp_path, na
 
 
 @pytest.mark.parametrize("name, members", [("videos", 0), ("set.tar", 4), ("set.zip", 4)])
-def test_object_storage_gives_them_too_in_few_requests(archives, expected, tmp_path, bucket, requests, monkeypatch,
-                                                       capsys, name, members):
+def test_object_storage_gives_them_too_in_few_requests(archives, expected, tmp_path, bucket, count_requests,
+                                                       monkeypatch, capsys, name, members):
     """Three requests a video to probe it and three, and its bytes over the read-ahead, to decode it; a member's header
     one at most; and --plan says so."""
     monkeypatch.setattr(opening, "FIRST", 4000)
@@ -112,21 +99,26 @@ def test_object_storage_gives_them_too_in_few_requests(archives, expected, tmp_p
     s3fs.S3FileSystem().put(str(archives / name), f"{bucket}/in/{name}", recursive=True)
     sizes = [file.stat().st_size for file in archives.glob("videos/*/*.mp4")]
     bound = sum(3 + math.ceil(size / 4000) for size in sizes)
-    requests.clear()
+    seen = count_requests(ObjectPath(bucket))
+
+    def requests():
+        """Since the last call, by operation."""
+        counted = Counter(operation for operation, _ in seen)
+        seen.clear()
+        return counted
     assert preprocess(tmp_path / "store", f"{bucket}/in/{name}", more=["--plan"]) == 0
     said = capsys.readouterr().out
-    probing = requests["GetObject"]
+    probing = requests()["GetObject"]
     assert f"requests at most {bound:,} to read " in said and "probing takes at most 12" in said
     assert 4 <= probing <= 3 * 4 + members
-    requests.clear()
     assert preprocess(tmp_path / "store", f"{bucket}/in/{name}") == 0
-    making, others = requests["GetObject"] - probing, requests.total() - requests["GetObject"]
+    sent = requests()
+    making, others = sent["GetObject"] - probing, sent.total() - sent["GetObject"]
     assert sum(sizes) / 4000 <= making <= bound and others < 16
     assert arrays(tmp_path / "store") == arrays(expected)
     # What is done and known is listed, and not read.
-    requests.clear()
     assert preprocess(tmp_path / "store", f"{bucket}/in/{name}") == 0
-    assert not requests["GetObject"]
+    assert not requests()["GetObject"]
 
 
 def test_fields_make_labels_and_are_followed(archives, tmp_path, capsys):

@@ -199,18 +199,7 @@ def test_only_the_holder_of_the_lock_writes(anywhere):
 
 # Reading.
 
-def count_requests(path):
-    """A list that grows by one (operation, range) for every HTTP request of this process's S3 client."""
-    seen = []
-
-    def note(request, event_name, **_):
-        seen.append((event_name.rpartition(".")[2], request.headers.get("Range")))
-    path.fs.exists(str(path))  # connects
-    path.fs.s3.meta.events.register("before-send.s3", note)
-    return seen
-
-
-def test_a_clip_is_two_requests(store, make):
+def test_a_clip_is_two_requests(store, make, count_requests):
     """One range for its frames, one for its maps; before them, once a pack, the frame size and two shard indices."""
     contents = fill(store, make(4))
     reader = StoreReader(store, gap=0)
@@ -232,7 +221,7 @@ def test_a_clip_is_two_requests(store, make):
     assert seen == []
 
 
-def test_open_packs_are_bounded(store, make):
+def test_open_packs_are_bounded(store, make, count_requests):
     fill(store, make(4))
     reader = StoreReader(store, max_open=1)
     assert len(reader.index) == 5
