@@ -97,7 +97,8 @@ class Life:
         with self.guard:
             self.lost(report.task.name)
             self.account.take(report)
-            self.unpublished[report.task.name] = len(report.videos), report.frames
+            if report.pack:
+                self.unpublished[report.task.name] = len(report.videos), report.frames
             self.failures += len(report.failures)
             if report.worker:
                 self.seen[report.worker] = now

@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -154,6 +154,7 @@ class Arrival:
     def __exit__(self, *exception) -> None:
         self.life.close()
         self.lock.close()
+        self.life.close()      # a folder that was made goes now that the lock's file has left it
 
     def planner(self, pipeline: Pipeline, catalog: Catalog) -> Session:
         """The state of the store, under the lock, for the one that makes the plan."""
@@ -247,18 +248,14 @@ class PartSession(Session):
     def publish_every_s(self) -> float:
         return self.part.of * super().publish_every_s()
 
-    def publish(self, patience_s: float = 0.0, sweep: bool = False) -> None:
+    def publish(self, patience_s: float = LOOK_S, sweep: bool = False) -> None:
         """Join what is in force; where others hold the lock for longer than that, what is made waits for the next
         time. sweep: also take away what dead parts left half-written, if nobody else is at work."""
         began = time.monotonic()
-        try:
-            with store_lock(self.store, patience_s):
-                self._join()
-                if sweep and not isinstance(self.store, ObjectPath):
-                    self._sweep()
-        except Busy:
-            if patience_s:
-                raise
+        with suppress(Busy), store_lock(self.store, patience_s):
+            self._join()
+            if sweep and not isinstance(self.store, ObjectPath):
+                self._sweep()
         self.published = time.monotonic()
         self.publishing_s = self.published - began
 

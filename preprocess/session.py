@@ -168,13 +168,12 @@ class Session:
 
     def _read_records(self) -> tuple[list[dict], list[dict], list[str]]:
         """The records of earlier runs, oldest first, the plans of parts, and the names of what is damaged."""
-        good, bad = [], []
-        for path, record in each_record(self.store):
+        good, plans, bad = [], [], []
+        for path, record in each_record(self.store, None, PLAN):
             if isinstance(record, StoreError):
                 bad.append(path.name)
             else:
-                good.append(record)
-        plans = [plan for _, plan in each_record(self.store, PLAN) if isinstance(plan, dict)]
+                (plans if record.get("kind") == PLAN else good).append(record)
         return good, plans, bad
 
     @property

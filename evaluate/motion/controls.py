@@ -40,10 +40,10 @@ SHARED = "background and motion", "background alone", "motion alone", "neither"
 def run(request: Request) -> Result | None:
     """The scores of the checkpoint, with those of the baselines beside them.
 
-    Raises RequestError for a store that is not synthetic, has no groups or no truth, and for the mean image itself.
+    Raises RequestError for a store that is not synthetic, has no groups or no truth, and for hand-made baselines.
     """
     if request.encoder.net.name in HANDMADE:
-        raise RequestError("controls: the mean image stands beside every checkpoint; give one that has a backbone, "
+        raise RequestError(f"controls: {request.encoder.net.name} has no backbone; give a checkpoint that has one, "
                            "such as RUN/last.pt or random:r2plus1d_tiny")
     index = Index.load(request.store)
     train, test = choose(index, request.train_split), choose(index, request.test_split)

@@ -116,8 +116,8 @@ def measure(scale: str, recipes: dict[str, Pretraining], device: torch.device, r
         ratios = [time / reference for time, reference in zip(times, base)]
         first, middle, third = statistics.quantiles(ratios, n=4)
         step = statistics.median(times)
-        if (reference, name) == ("moco", "mcl"):
-            tell(f"step: mcl over moco, {scale}", middle)
+        if (reference, name) == ("seco-ta-sa", "mcl"):
+            tell(f"step: mcl over seco-ta-sa, {scale}", middle)
         rate = recipe.optimise.batch / step
         print(f"{name:>12} {step * 1e3:>9.1f} {rate:>8.1f} {middle:>17.3f}   {first:.3f} to {third:.3f}")
 

@@ -14,7 +14,7 @@ def main():
     store, net = stage.work / f"store-{stage.device}", "random:r2plus1d_tiny" if stage.small else NET
     vectors = {}
     for device in dict.fromkeys((stage.device, "cpu")):
-        out = stage.work / f"features-{device}"
+        out = stage.fresh(f"features-{device}")
         seconds, _ = stage.command("-m", "evaluate.embed", "--checkpoint", net, "--store", store, "--out", out, "--set",
                                    f"run.device={device}", "--set", "features.size=112", "--set", "features.clips=2")
         vectors[device] = np.load(out / "features.npy")
@@ -26,7 +26,7 @@ def main():
     if checkpoint.exists():
         found = {}
         for device in dict.fromkeys((stage.device, "cpu")):
-            out = stage.work / f"saliency-{device}"
+            out = stage.fresh(f"saliency-{device}")
             stage.command("-m", "evaluate.run", "--protocol", "saliency", "--checkpoint", checkpoint, "--store", store,
                           "--out", out, "--test-split", "train", "--set", f"run.device={device}", "--set",
                           "saliency.clips=8")

@@ -57,7 +57,7 @@ def wheels(folder: Path, python: str) -> None:
 def clips(folder: Path) -> None:
     """Real videos of three to twelve seconds where ../shared/data is beside the repository, else made ones."""
     if not DATA.is_dir():
-        make_videos(folder, videos=12, seed=0, backgrounds=4, textures=4, frames=96, height=256, width=340)
+        make_videos(folder, videos=16, seed=0, backgrounds=4, textures=4, frames=96, height=256, width=340)
         return
     files = [*sorted((DATA / "kinetics").glob("*/*.mp4"), key=lambda file: file.stat().st_size)[:3],
              *sorted((DATA / "ucf101").glob("*/*"))[:2],

@@ -3,7 +3,6 @@
 Each video stands in the set several times under other names, so that there is enough to do. Dry run: CPU twice.
 """
 
-import shutil
 import sys
 
 import numpy as np
@@ -25,8 +24,7 @@ def main():
                 link.symlink_to(file.resolve())
     stores = {}
     for backend in dict.fromkeys((stage.device, "cpu")):
-        store = stores[backend] = stage.work / f"store-{backend}"
-        shutil.rmtree(store, ignore_errors=True)
+        store = stores[backend] = stage.fresh(f"store-{backend}")
         seconds, printed = stage.command("-m", "preprocess.run", "--dataset", "folder", "--videos", videos, "--store",
                                          store, "--flow", backend, "--engine", "serial", "--set",
                                          "clips.geometries=[16x2, 8x2]")

@@ -44,6 +44,7 @@ def main() -> int:
 
 def stage(name: str, limit: float, args: argparse.Namespace, log) -> str:
     """Run one; how it ended. Its output goes to the log line by line, and to the terminal."""
+    (args.out / f"{name}.json").unlink(missing_ok=True)      # figures of an earlier run
     flags = ["--out", args.out, "--kit", args.kit, "--device", args.device]
     words = ["-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests"] if name == "tests" else \
         [HERE / f"{name}.py", *flags]

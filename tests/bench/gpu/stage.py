@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,11 @@ class Stage:
         self.path = args.out / f"{name}.json"
         self.values = {"stage": name, "device": self.device, "versions": versions(self.device), "values": {}}
         torch.manual_seed(0)
+
+    def fresh(self, name: str) -> Path:
+        """A path of the scratch folder, without what an earlier run has left there."""
+        shutil.rmtree(self.work / name, ignore_errors=True)
+        return self.work / name
 
     def put(self, name: str, value, unit: str = "") -> None:
         """One figure, written at once; a stage that runs out of time loses none."""

@@ -106,6 +106,8 @@ def runs(stage):
         flags = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
         return stage.command("train/main.py", "--pipeline", pipeline, "--store", store, "--out", stage.work / out,
                              "--resume", "auto", *flags, codes=codes)
+    for name in ("whole", "parts", "compiled", "too-large"):
+        stage.fresh(name)
     train("whole", "steps=8")
     train("parts", "steps=4")
     train("parts", "steps=8")

@@ -357,7 +357,7 @@ def test_without_the_truth(motions, tmp_path):
 def test_what_cannot_be_asked(motions, store, checkpoint, tmp_path):
     with pytest.raises(RequestError, match="holds made-up; expected the synthetic set"):
         evaluate(store, tmp_path / "a", checkpoint=checkpoint)
-    with pytest.raises(RequestError, match="the mean image stands beside every checkpoint"):
+    with pytest.raises(RequestError, match="controls: mean-image has no backbone"):
         evaluate(motions, tmp_path / "b", checkpoint="mean-image")
     with pytest.raises(RequestError, match="--leave-out group does not apply to controls"):
         evaluate(motions, tmp_path / "c", "--leave-out", "group", checkpoint=checkpoint)
