@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from preprocess.machine import versions
 from preprocess.picture import video_picture
 from preprocess.run import resolve
+from preprocess.stages import check_size
 from preprocess.task import PackReport, PackTask, make_pack
 from shared import cli
 from shared.cli import Progress, RequestError, plural, size
@@ -79,9 +80,10 @@ def _headers(path: VideoFile, pipeline: Pipeline) -> tuple[Probe | None, list[st
                          f"{codec.width}x{codec.height}, sample aspect {source.stream.sample_aspect_ratio or 1}, "
                          f"time base {source.stream.time_base}, {plural(len(source.container.streams), 'stream')}")
         found = probe(path, settings.square_pixels, settings.reading)
+        height, width = check_size(frame_size(found.source_height, found.source_width, settings.short_side,
+                                              settings.multiple), pipeline.recipe)
     except VideoError as error:
         return None, [*lines, f"failed at stage `{error.stage}`: {error.reason}"]
-    height, width = frame_size(found.source_height, found.source_width, settings.short_side, settings.multiple)
     lines.append(f"plan: {plural(found.frames, 'frame')} by {found.basis}, {found.duration_s:.3f} s, {found.fps:.4g} "
                  f"frames/s, shown at {found.source_width}x{found.source_height}, stored at {width}x{height}"
                  + f"; {found.note}" * bool(found.note))

@@ -19,6 +19,7 @@ from shared.store.place import ObjectPath, Place, as_place, side_by_side
 
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 PARTIAL_CLIPS = re.compile(r"\..+\.\d+x\d+\.partial")  # preprocess.reindex, beside a pack
+OTHERS = "archives.", "life-", "plan-"     # how names in records/ begin that are no run's
 _TAIL = re.compile(rb',\n "crc32c": "([0-9a-f]{8})"\n}\n')
 _TAIL_SIZE = len(b',\n "crc32c": "00000000"\n}\n')
 
@@ -154,7 +155,8 @@ def each_record(store: Place, *kinds: str | None) -> Iterator[tuple[Place, dict 
     """
     kinds = kinds or (None,)
     folder = as_place(store) / "records"
-    paths = sorted({path for kind in kinds for path in folder.glob(f"{kind}-*.json" if kind else "[!.]*.json")})
+    paths = sorted({path for kind in kinds for path in folder.glob(f"{kind}-*.json" if kind else "[!.]*.json")
+                    if kind or not path.name.startswith(OTHERS)})
     for path, document in zip(paths, side_by_side(_record, paths)):
         if document is not None and (isinstance(document, StoreError) or document.get("kind") in kinds):
             yield path, document
