@@ -2,7 +2,7 @@
 PYTHON ?= python3
 comma := ,
 VENV ?= .venv
-EXTRAS ?= $(if $(filter gpu,$(MAKECMDGOALS)),test$(comma)cuda13,test)
+EXTRAS ?= $(if $(filter gpu gpu-ablation,$(MAKECMDGOALS)),test$(comma)cuda13,test)
 PY ?= $(VENV)/bin/python
 # What `make demo` makes, and where; tests/bench/demo.py runs it from other seeds.
 DEMO ?= demo
@@ -23,8 +23,8 @@ else
 READY := $(VENV)/.ready-$(EXTRAS)
 endif
 
-.PHONY: demo test lint bench learn maclr gpu gpu-kit gpu-dry
-demo test lint bench learn maclr gpu gpu-kit gpu-dry: $(READY)
+.PHONY: demo test lint bench learn maclr gpu gpu-kit gpu-ablation gpu-dry
+demo test lint bench learn maclr gpu gpu-kit gpu-ablation gpu-dry: $(READY)
 
 $(VENV)/.ready-$(EXTRAS): setup.cfg constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; say make PYTHON=python3.12')"
@@ -89,6 +89,9 @@ maclr:
 # docs/gpu.md: on a machine without network, gpu-kit is made elsewhere and carried there.
 gpu:
 	$(PY) tests/bench/gpu/run.py --kit $(KIT) --out $(RESULTS) --budget $(BUDGET)
+
+gpu-ablation:
+	$(PY) tests/bench/gpu/run.py --kit $(KIT) --out $(RESULTS) --budget $(BUDGET) --stages ablation
 
 gpu-kit:
 	$(PY) tests/bench/gpu/kit.py $(KIT)

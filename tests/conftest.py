@@ -21,6 +21,17 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gpu():
+    """torch's first GPU, without TF32, so that the CPU is an oracle; skips where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
 def small_videos(tmp_path_factory) -> Path:
     """Twelve synthetic videos of 64x80 pixels and 40 frames in class folders, with annotations.csv and truth files."""
     from preprocess.synthetic import make_videos

@@ -15,8 +15,10 @@ import pytest
 import zarr
 
 from preprocess.run import resolve
+from preprocess.stages import motion_arrays
 from preprocess.task import PackTask, make_pack
 from shared.cli import plural
+from shared.clips.index import ClipGeometry, ClipIndexer
 from shared.datasets.catalog import Video, open_catalog
 from shared.recipes.preprocessing import load_pipeline
 from shared.store import codecs  # noqa: F401  registers motionpack.jpeg with zarr
@@ -351,3 +353,28 @@ def test_a_damaged_video_keeps_its_good_frames_or_says_why_not(data_root, tmp_pa
             assert again.pack is None and again.failures[0].reason == report.failures[0].reason
         elif report.failures:
             assert "fewer good frames" in report.failures[0].reason or "no frame" in report.failures[0].reason
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", ["1", "0.5"])
+def test_arrays_of_a_device_are_stored_as_the_hosts(gpu, scale):
+    """CuPy flow through motion, edges and clips: what the store gets lies on the host, and equals NumPy's."""
+    import cupy
+
+    recipe = resolve(load_pipeline("folder", settings=[
+        "flow.backend=cpu", "edges=true", "flow=true", "geometries=[8x2, 4x4]", f"flow.scale={scale}"])).recipe
+    side = (64, 80) if scale == "1" else (32, 40)
+    flow = np.random.default_rng(0).normal(0, 2, (40, 2, *side)).astype(np.float32)
+    found = []
+    for xp in (np, cupy):
+        indexers = {g: ClipIndexer(ClipGeometry.parse(g), 4) for g in recipe.clips.geometries}
+        arrays = motion_arrays(xp.asarray(flow), recipe, indexers)
+        found.append((arrays, {g: indexer.finish() for g, indexer in indexers.items()}))
+    (host, clips), (device, others) = found
+    assert set(device) == {"st_motion", "t_motion", "edges", "flow"}
+    for name, values in device.items():
+        assert isinstance(values, np.ndarray) and values.dtype == host[name].dtype
+        np.testing.assert_allclose(values, host[name], rtol=1e-5, atol=1e-5)
+    for geometry, clip in clips.items():
+        np.testing.assert_allclose(others[geometry].s_p90, clip.s_p90, rtol=1e-5)
+        np.testing.assert_array_equal(others[geometry].hot_mask, clip.hot_mask)

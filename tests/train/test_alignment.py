@@ -310,3 +310,20 @@ def test_the_gradient_is_constant_at_the_block_output(encode):
     assert torch.equal(gradient, gradient[..., :1, :1, :1].expand_as(gradient))
     aligned = aligned_map("v3", output, g)
     torch.testing.assert_close(aligned, aligned[:, :1, :1, :1].expand_as(aligned), rtol=1e-12, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS)
+def test_costs_on_the_gpu_are_the_cpus(gpu, form):
+    """In float32; among the clips one whose target is still and one whose map is dead."""
+    rng = torch.Generator().manual_seed(4)
+    aligned, target = torch.rand(2, 6, 3, 4, 2, generator=rng).square()
+    aligned[1], target[2] = 0, 0
+    found = {}
+    for device in ("cpu", gpu):
+        maps = aligned.to(device).requires_grad_()
+        total_cost(maps, target.to(device), adapted(form=form)).backward()
+        found[str(device)] = maps.grad.cpu(), alignment_costs(maps.detach(), target.to(device), adapted(form=form))
+    for one, other in zip(found["cpu"][1].values(), found["cuda"][1].values()):
+        torch.testing.assert_close(other.cpu(), one, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["cuda"][0], found["cpu"][0], rtol=1e-4, atol=1e-6)

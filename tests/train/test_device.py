@@ -5,6 +5,7 @@ and a copy from the host that waits is counted.
 """
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
@@ -71,9 +72,12 @@ def test_the_stand_in_notices():
             read()
 
 
-@pytest.mark.parametrize("settings", [
+OBJECTIVES = pytest.mark.parametrize("settings", [
     {}, {"alignment.variant": "v1"}, {"alignment.variant": "v2"},
     {"contrast.bn": "none", "contrast.exclude_same_video": True}, {"maclr.mm": True}], ids=str)
+
+
+@OBJECTIVES
 def test_a_step_waits_for_nothing(stand_in, make_recipe, store, settings):
     recipe = make_recipe(settings)
     data = ClipData([store], recipe.sampling, recipe.augment, motion=not recipe.maclr, maclr=recipe.maclr)
@@ -94,3 +98,65 @@ def test_a_step_waits_for_nothing(stand_in, make_recipe, store, settings):
                 torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
                 optimizer.step()
             assert waits.found == [] and waits.copies
+
+
+def placed(views, device):
+    """The views on another device."""
+    def there(value):
+        return tuple(map(there, value)) if isinstance(value, tuple) else value.to(device)
+    return dataclasses.replace(views, **{field.name: there(getattr(views, field.name))
+                                         for field in dataclasses.fields(views)
+                                         if getattr(views, field.name) is not None})
+
+
+def updates(learner, views, count=2):
+    """Losses of `count` updates, and the gradients of the first by name; on the CPU."""
+    trained = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    optimizer, losses, gradients = torch.optim.SGD(trained.values(), 0.1, momentum=0.9), [], {}
+    for _ in range(count):
+        optimizer.zero_grad()
+        out = learner(views, 0.5, 1)
+        out["loss"].backward()
+        gradients = gradients or {name: one.grad.cpu().clone() for name, one in trained.items() if one.grad is not None}
+        optimizer.step()
+        losses.append(float(out["loss"].detach()))
+    return losses, gradients
+
+
+@pytest.mark.gpu
+@OBJECTIVES
+def test_updates_on_the_gpu_are_the_cpus(gpu, make_recipe, make_views, make_learner, settings):
+    """In float64, where only the order of additions differs; the second loss has gone through the first update."""
+    recipe = make_recipe(settings)
+    views = make_views(recipe, 3)
+    here, gradients = updates(make_learner(recipe), views)
+    there, found = updates(make_learner(recipe, World(device=gpu)).to(gpu), placed(views, gpu))
+    assert there == pytest.approx(here, rel=1e-9)
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-9 * float(gradient.abs().max() + 1))
+
+
+@pytest.mark.gpu
+def test_bf16_on_the_gpu_turns_the_gradient_little(gpu, make_recipe, make_views, make_learner):
+    rows = {}
+    for precision in ("float32", "bf16"):
+        recipe = make_recipe({"model.precision": precision})
+        learner = make_learner(recipe, World(device=gpu), torch.float32).to(gpu)
+        _, gradients = updates(learner, placed(make_views(recipe, 3, torch.float32), gpu), 1)
+        rows[precision] = torch.cat([row.double().flatten() for row in gradients.values()])
+    assert torch.nn.functional.cosine_similarity(*rows.values(), dim=0) > 0.8
+
+
+@pytest.mark.gpu
+@OBJECTIVES
+def test_updates_on_the_gpu_wait_for_nothing(gpu, make_recipe, make_views, make_learner, settings):
+    recipe = make_recipe(settings)
+    learner = make_learner(recipe, World(device=gpu), torch.float32).to(gpu)
+    views = placed(make_views(recipe, 3, torch.float32), gpu)
+    learner(views, 0.5, 1)["loss"].backward()       # allocates, and chooses its kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learner(views, 0.5, 1)["loss"].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

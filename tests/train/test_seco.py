@@ -98,3 +98,17 @@ def test_in_batch_accuracy_looks_for_the_own_key_of_the_global_batch():
     assert in_batch_accuracy(q, keys, first=2) == pytest.approx(2 / 3)
     assert in_batch_accuracy(q, keys, first=3) == 0
     assert in_batch_accuracy(torch.ones(3, 6), torch.ones(6, 6), first=3) == 0    # a collapsed net finds nothing
+
+
+@pytest.mark.gpu
+def test_losses_on_the_gpu_are_the_cpus(gpu, vectors):
+    excluded = torch.rand(4, 9, generator=torch.Generator().manual_seed(2)) < 0.5
+    logits, order = vectors[0][:, :2], torch.tensor([0, 1, 1, 0])
+
+    def losses(device):
+        q, *keys, queue, out, two, turns = (one.to(device) for one in (vectors[0], *vectors[1], vectors[2], excluded,
+                                                                       logits, order))
+        return [*inter_loss(q, keys, queue, TAU, out), *inter_loss(q, keys[:1], queue, TAU),
+                intra_loss(q, keys[0], keys[1:], TAU), order_loss(two, turns), in_batch_accuracy(q, keys[0])]
+    for one, other in zip(losses("cpu"), losses(gpu)):
+        torch.testing.assert_close(torch.as_tensor(other).cpu(), torch.as_tensor(one), rtol=1e-9, atol=1e-12)

@@ -350,3 +350,9 @@ def test_two_processes_find_what_one_does(get, store, tmp_path):
     assert clips == 25 and rest == 27 and again == 0
     np.testing.assert_allclose(train, get("train").vectors, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(everything, get(None).vectors, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_features_on_the_gpu_are_the_cpus(gpu, get):
+    here, there = get("train"), get("train", encoder=open_encoder("random:r2plus1d_tiny:3", gpu))
+    np.testing.assert_allclose(there.vectors, here.vectors, rtol=1e-3, atol=1e-4 * np.abs(here.vectors).max())

@@ -169,3 +169,10 @@ def test_two_processes_say_what_one_says(contrastive, moving, tmp_path, evaluate
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-3)
     assert two["counts"]["clips"] == 20
+
+
+@pytest.mark.gpu
+def test_maps_on_the_gpu_are_the_cpus(gpu, evaluate, contrastive):
+    here = evaluate("--checkpoint", contrastive)["metrics"]
+    there = evaluate("--checkpoint", contrastive, "--set", f"run.device={gpu}", out="there")["metrics"]
+    assert there == pytest.approx(here, abs=0.1)
