@@ -1,4 +1,5 @@
-"""MaCLR: momentum contrast between a visual and a motion pathway, on the parts of train.moco.
+"""MaCLR: momentum contrast between a visual and a motion pathway, on the parts of train.moco; by a switch the visual
+query is aligned with motion besides, as in MCL (ours: `mcl-maclr`).
 
 A reconstruction (docs/method.md 2): the authors released no pre-training code. docs/maclr.md lists what the abstract
 leaves open, our choices and their switches. B queries on this rank, W ranks, K keys in a queue, D = 128.
@@ -15,6 +16,7 @@ from shared.nn.distributed import World, gather
 from shared.nn.layers import Backbone
 from shared.recipes.pretraining import Pretraining
 from train.moco import Learner, Queue, momentum_twin, momentum_update
+from train.objectives.alignment import motion_alignment
 from train.objectives.maclr import PATHWAYS, TERMS, maclr_term, term_heads, term_weights, weighted_sum
 
 
@@ -70,32 +72,38 @@ class MaCLR(Learner):
 
     def forward(self, views: Views, progress: float, epoch: int) -> dict[str, Tensor]:
         """Returns `loss`, with its graph, and detached scalars of this rank: vv, vm, mv, mm (unweighted, those that are
-        on), of each `queue_accuracy_` and `in_batch_accuracy_`, those of the first term under the bare names too, and
-        same_video_negatives (a query).
+        on), of each `queue_accuracy_` and `in_batch_accuracy_`, those of the first term under the bare names too,
+        same_video_negatives (a query), and with alignment what `Learner` logs of it. v2 and v3 take the gradient of the
+        similarity of the first term that a visual query has: L_vv's, without it L_vm's.
 
-        Changes the key encoders before they encode, and the queues after the logits are formed. progress and epoch do
-        not matter.
+        Changes the key encoders before they encode, and the queues after the logits are formed. progress
+        does not matter.
         """
         contrast, rank = self.settings.contrast, self.world.rank
-        queries, keys = self._encode_queries(views), self._encode_both_keys(views)
+        (queries, aligned), keys = self._encode_queries(views), self._encode_both_keys(views)
         gathered = {pathway: {name: gather(rows, self.world) for name, rows in named.items()}
                     for pathway, named in keys.items()}
-        terms, logs = {}, {}
+        terms, logs, similarity = {}, {}, None
         for term in self.weights:
             of, against = TERMS[term]
             head = self.head[against][term]
+            query, key = queries[of][self.head[of][term]], keys[against][head]
+            if of == "visual" and similarity is None:
+                similarity = (query * key).sum()
             own_video = views.ids[:, None] == self._queue(against).ids                       # (B, K)
             terms[term], logs[f"queue_accuracy_{term}"], logs[f"in_batch_accuracy_{term}"] = maclr_term(
-                queries[of][self.head[of][term]], keys[against][head], self._negatives(against, head),
-                gathered[against][head], rank * len(views.ids), contrast.temperature,
-                own_video if contrast.exclude_same_video else None)
+                query, key, self._negatives(against, head), gathered[against][head], rank * len(views.ids),
+                contrast.temperature, own_video if contrast.exclude_same_video else None)
             logs.setdefault("same_video_negatives", own_video.sum(1).to(views.query.dtype).mean())
         first = next(iter(terms))
         logs |= {name: logs[f"{name}_{first}"] for name in ("queue_accuracy", "in_batch_accuracy")}
         ids = gather(views.ids, self.world)
         for pathway, named in gathered.items():
             self._queue(pathway).enqueue(torch.cat(list(named.values()), 1), ids)
-        loss = weighted_sum(terms, self.weights)
+        if self.aligns:
+            logs |= motion_alignment(similarity, aligned, views.motion, self.settings.alignment)
+            terms["mal"] = logs.pop("mal")
+        loss = weighted_sum(terms, self.weights | {"mal": self._alignment_weight(epoch)})
         return {"loss": loss} | {name: value.detach() for name, value in (terms | logs).items()}
 
     def _negatives(self, pathway: str, head: str) -> Tensor:
@@ -116,14 +124,15 @@ class MaCLR(Learner):
         one, two = views.motion_clips
         return (two, one) if self.settings.maclr.pairs == "same" else (one, two)
 
-    def _encode_queries(self, views: Views) -> dict[str, dict[str, Tensor]]:
-        """Embeddings (B, D) by pathway and head, of the pathways that some term queries."""
-        queries = {}
+    def _encode_queries(self, views: Views) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
+        """Embeddings (B, D) by pathway and head, of the pathways that some term queries, and the visual one's map to
+        align."""
+        queries, aligned = {}, None
         if heads := self._of("visual", 0):
-            queries["visual"] = self.query(views.query, heads)[0]
+            queries["visual"], aligned = self.query(views.query, heads, self.settings.alignment.layer)
         if heads := self._of("motion", 0):
             queries["motion"] = self.motion_query(self._motion_clips(views)[0], heads)[0]
-        return queries
+        return queries, aligned
 
     @torch.no_grad()
     def _encode_both_keys(self, views: Views) -> dict[str, dict[str, Tensor]]:

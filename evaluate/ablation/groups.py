@@ -115,7 +115,7 @@ def pairs(rows: Sequence[str]) -> list[tuple[str, str]]:
         maclr, bare = row in MACLR, row in (*BARE, *BASES, "maclr-visual")
         others = [UNTRAINED_MACLR if maclr else UNTRAINED]
         if not bare:
-            others += ["maclr-visual"] if maclr else BASES[:2]
+            others += ["maclr-visual"] * maclr + list(BASES[:2])
             others += [*HANDMADE, SUPERVISED]
         made += [(row, other) for other in others if other in rows]
     return made

@@ -161,6 +161,7 @@ def _pathways(recipe: Pretraining, row: str) -> list[str]:
         return ["", "", ""]
     maclr, terms = recipe.maclr, {"vv": recipe.contrast.inter}
     terms |= {name: getattr(maclr, name) for name in ("vm", "mv", "mm")}
+    terms[f"alignment {recipe.alignment.variant}"] = recipe.alignment.variant != "none"
     return [", ".join(name for name, on in terms.items() if on),
             *((maclr.motion_input, str(maclr.motion_width)) if maclr.reads else ("", ""))]
 

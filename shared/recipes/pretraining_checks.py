@@ -110,9 +110,6 @@ def _check_maclr(r: Pretraining, m: Maclr) -> None:
     if r.sampling.keys != 1:
         raise RequestError(f"sampling.keys is {r.sampling.keys}; MaCLR takes one key, shifted in time: "
                            "add --set keys=1")
-    if r.alignment.variant != "none":
-        raise RequestError(f"alignment.variant is {r.alignment.variant!r}; MaCLR has no alignment loss: add "
-                           "--set variant=none, or take an mcl pipeline")
     if not (r.contrast.inter or m.vm and m.cross_weight):
         raise RequestError("contrast.inter is 0 and L_vm off, so that nothing would train the visual pathway; set "
                            "inter, or vm=true with a cross_weight above 0")

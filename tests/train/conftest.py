@@ -327,12 +327,12 @@ class MaclrOracle(Oracle):
                     for place, row in enumerate(order):
                         for name, rows in keys[pathway].items():
                             rows[row] = shuffled[name][place]
-        queries = {pathway: self.embed(module.nets[0], module.heads[0], clips[f"{pathway}q"])[0]
+        queries = {pathway: self.embed(module.nets[0], module.heads[0], clips[f"{pathway}q"], r.alignment.layer)
                    for pathway, module in self.pathways.items() if any(t[0] == pathway for t in self.terms)}
-        losses, logs = {}, {}
+        losses, logs, weights = {}, {}, dict(self.terms)
         for term in self.terms:
             of, against = term
-            q, k = queries[of][self.head(of, term)], keys[against][self.head(against, term)]
+            q, k = queries[of][0][self.head(of, term)], keys[against][self.head(against, term)]
             part, rows, hits, found, same = self.part(against, self.head(against, term)), [], 0, 0, 0
             for i in range(n):
                 own = [int(views.ids[i]) == id for _, id in self.queues[against]]
@@ -348,7 +348,14 @@ class MaclrOracle(Oracle):
             for name, value in (("queue_accuracy", hits / n), ("in_batch_accuracy", found / n),
                                 ("same_video_negatives", same / n)):
                 logs.setdefault(name, value)
-        loss = sum(weight * losses[term] for term, weight in self.terms.items())
+        if r.alignment.variant != "none":
+            term = next(term for term in self.terms if term[0] == "v")
+            q, k = queries["v"][0][self.head("v", term)], keys[term[1]][self.head(term[1], term)]
+            rows, shares = self.alignment(q, k, queries["v"][1], views.motion)
+            losses["mal"] = sum(rows) / n
+            weights["mal"] = r.alignment.weight * (2 if epoch < r.alignment.double_epochs else 1)
+            logs |= shares
+        loss = sum(weight * losses[term] for term, weight in weights.items())
         named = self.parameters()
         gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values()))))
         with torch.no_grad():

@@ -10,10 +10,12 @@ from shared.nn.distributed import World
 from train.objectives.maclr import term_heads, term_weights
 
 CASES = [
-    {}, {"maclr.pairs": "shifted", "maclr.cross_weight": 2.0}, {"maclr.mm": True, "contrast.bn": "none"},
+    {}, {"alignment.variant": "v3", "alignment.double_epochs": 1},
+    {"maclr.pairs": "shifted", "maclr.cross_weight": 2.0}, {"maclr.mm": True, "contrast.bn": "none"},
     {"maclr.shared_heads": True, "maclr.mm": True, "contrast.exclude_same_video": True},
     {"contrast.inter": 0.0}, {"maclr.vm": False, "maclr.mv": False}, {"maclr.mv": False},
     {"maclr.vm": False, "contrast.exclude_same_video": True}, {"contrast.inter": 0.0, "maclr.mv": False},
+    {"contrast.inter": 0.0, "alignment.variant": "v2"}, {"alignment.variant": "v1", "alignment.layer": "output"},
 ]
 
 
@@ -21,7 +23,7 @@ def name_of(settings):
     return ",".join(f"{k.rpartition('.')[2]}={v}" for k, v in settings.items()) or "maclr"
 
 
-@pytest.mark.parametrize("settings", [*CASES[:4], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[4:])],
+@pytest.mark.parametrize("settings", [*CASES[:5], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[5:])],
                          ids=name_of)
 def test_steps_equal_the_oracle(settings, make_recipe, make_learner, make_oracle, descend_beside):
     """Three steps of descent: every logged number, every gradient, both queues with their wrap, all encoders."""

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("quiet_torch")
 TIMES = {"clips_per_s", "data_wait"}
 TERMS = {"maclr": "vv vm mv", "maclr-visual": "vv", "maclr-flow": "vv vm mv", "maclr-difference": "vv vm mv",
          "maclr-vm": "vm mv", "maclr-mm": "vv vm mv mm", "maclr-narrow": "vv vm mv", "maclr-wide": "vv vm mv",
-         "maclr-ta-sa": "vv vm mv"}
+         "maclr-ta-sa": "vv vm mv", "mcl-maclr": "vv vm mv mal"}
+WEIGHTS = {("mcl-maclr", "vv"): 0.01}
 SMALL = [word for setting in ("size=24", "batch=4", "bn_group=2", "model.hidden=16", "queue=40", "workers=0",
                               "threads=1", "images_every=0") for word in ("--set", setting)]
 
@@ -48,8 +49,9 @@ def test_every_pipeline_trains_on_one_store(name, store, tmp_path, capsys):
     said, found = capsys.readouterr().out, rows(tmp_path / "run")
     assert f"pipeline {name}-tiny" in said and ("motion   " in said) == (name != "maclr-visual")
     for row in found:
-        assert {term for term in ("vv", "vm", "mv", "mm") if term in row} == set(TERMS[name].split())
-        assert row["loss"] == pytest.approx(sum(row[term] for term in TERMS[name].split()), rel=1e-5)
+        assert {term for term in ("vv", "vm", "mv", "mm", "mal") if term in row} == set(TERMS[name].split())
+        total = sum(WEIGHTS.get((name, term), 1) * row[term] for term in TERMS[name].split())
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
         assert row["grad_norm"] > 0
     learner = load(tmp_path / "run/last.pt")["learner"]
     assert any(key.startswith("motion_query.") for key in learner) == (name != "maclr-visual")

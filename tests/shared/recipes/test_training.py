@@ -11,9 +11,9 @@ from shared.recipes.settings import differences, load_document, pipelines_path, 
 from shared.recipes.training import load_training
 
 FULL = ("moco", "seco", "seco-ta", "seco-sa", "seco-ta-sa", "moco-ta-sa", "mcl-t", "mcl-s", "mcl-st", "mcl", "mcl-v1",
-        "mcl-v2", "mcl-moco")
+        "mcl-v2", "mcl-moco", "mcl-moco-v1")
 MACLR = ("maclr", "maclr-visual", "maclr-flow", "maclr-difference", "maclr-vm", "maclr-mm", "maclr-narrow",
-         "maclr-wide", "maclr-ta-sa")
+         "maclr-wide", "maclr-ta-sa", "mcl-maclr")
 SCALE = {"sampling.clip", "sampling.size", "augment.jitter_p", "augment.grey_p", "augment.blur_p", "model.backbone",
          "model.hidden", "model.precision", "contrast.queue", "contrast.momentum", "alignment.weight",
          "optimise.epochs", "optimise.steps", "optimise.batch", "optimise.lr", "optimise.warmup_epochs",
@@ -56,7 +56,7 @@ TABLE = {
     "mcl-t": (3, True, True, "v3", "t", "80.26"), "mcl-s": (3, True, True, "v3", "s", "80.83"),
     "mcl-st": (3, True, True, "v3", "st", "81.47"), "mcl": (3, True, True, "v3", "st s t", "81.91"),
     "mcl-v1": (3, True, True, "v1", "st s t", "80.57"), "mcl-v2": (3, True, True, "v2", "st s t", "80.99"),
-    "mcl-moco": (1, True, True, "v3", "st s t", ""),
+    "mcl-moco": (1, True, True, "v3", "st s t", ""), "mcl-moco-v1": (1, True, True, "v1", "st s t", ""),
 }
 
 
@@ -99,7 +99,8 @@ def test_maclr_is_what_method_2_says():
     ("maclr-visual", {"maclr.vm", "maclr.mv"}), ("maclr-flow", {"maclr.motion_input"}),
     ("maclr-difference", {"maclr.motion_input"}), ("maclr-vm", {"contrast.inter"}), ("maclr-mm", {"maclr.mm"}),
     ("maclr-narrow", {"maclr.motion_width"}), ("maclr-wide", {"maclr.motion_width"}),
-    ("maclr-ta-sa", {"sampling.ta", "sampling.sa"})])
+    ("maclr-ta-sa", {"sampling.ta", "sampling.sa"}),
+    ("mcl-maclr", {"sampling.ta", "sampling.sa", "contrast.inter", "alignment.variant"})])
 def test_an_ablation_of_maclr_changes_that_alone(name, changed):
     for suffix in ("", "-tiny"):
         base, other = (load_training(f"{n}{suffix}").recipe.to_dict() for n in ("maclr", name))
@@ -115,7 +116,7 @@ def test_an_ablation_of_maclr_changes_that_alone(name, changed):
     (["motion_clip=16y4"], "maclr.motion_clip: clip geometry '16y4'; expected LxS"),
     (["clip=16x8"], "expected the same time: add --set motion_clip="),
     (["keys=3"], "MaCLR takes one key, shifted in time: add --set keys=1"),
-    (["variant=v3"], "MaCLR has no alignment loss"),
+    (["variant=v3", "st=false", "s=false", "t=false"], "alignment.st, s and t are all false"),
     (["inter=0", "vm=false"], "nothing would train the visual pathway"),
     (["inter=0", "cross_weight=0"], "nothing would train the visual pathway"),
     (["pairs=sam"], "did you mean 'same'"),
