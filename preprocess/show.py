@@ -1,5 +1,6 @@
 """Pictures of a store: `python -m preprocess.show STORE --video ID --out PNG`; without --video an overview of it;
-`--html DIR` makes a page of all of it, `--list [TEXT]` prints its ids. `--source VIDEO --out PNG` needs no store.
+`--html DIR` makes a page of all of it, `--list [TEXT]` prints its ids, `--table PARQUET` writes a row a clip.
+`--source VIDEO --out PNG` needs no store.
 
 A video's picture: frames of its most moving clip, flow, motion boundary, motion map, T-motion with the chosen clips,
 S-motion with hot cells and crops. Flow and boundary are computed again from the stored frames, the rest is as stored.
@@ -10,6 +11,7 @@ import re
 import sys
 from bisect import bisect_left
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from preprocess.page.write import VIDEOS, write_page
@@ -44,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     what.add_argument("--html", metavar="DIR", type=cli.local, help="a page to look at the whole store, in a folder of "
                       "its own: numbers, classes, suspicious videos, a list of all")
     what.add_argument("--list", metavar="TEXT", nargs="?", const="", help="print the ids that hold TEXT, one a line")
+    what.add_argument("--table", metavar="PARQUET", type=cli.local, help="a row a clip: start, score, hot mask, "
+                      "S-motion cells (docs/tokens.md); overwrites nothing")
     parser.add_argument("--videos", metavar="N", type=int, help=f"of --html: videos with pictures; default {VIDEOS}")
     args = parser.parse_args(argv)
     if args.html is None and args.videos is not None or args.out is None and args.video is not None:
@@ -58,8 +62,10 @@ def main(argv: Sequence[str]) -> int:
         raise RequestError(f"--videos {args.videos}; expected a number of videos, 0 or more")
     if args.out and (args.out.suffix.lower() != ".png" or not args.out.absolute().parent.is_dir() or args.out.is_dir()):
         raise RequestError(f"--out {args.out}: expected a file ending in .png in a folder that exists")
+    if args.table:
+        check_table(args.table)
     if args.source:
-        from preprocess.source import show_source  # the stages, which a store's pictures do not need
+        from preprocess.source import show_source  # what runs need, such as engines, and pictures of a store do not
 
         return show_source(args.source, args.out, args.settings)
     with damage_stops(args.store):
@@ -69,6 +75,11 @@ def main(argv: Sequence[str]) -> int:
         document = read_description(args.store)
         recipe = build(Recipe, document["recipe"], "")
         geometry = _geometry(args.clips, recipe, args.store)
+        if args.table is not None:
+            from preprocess.table import write_table  # pyarrow is an extra
+
+            print(write_table(args.table, StoreReader(args.store, index=index), recipe, geometry))
+            return cli.DONE
         if args.html is not None:
             videos = VIDEOS if args.videos is None else args.videos
             print(write_page(args.html, index, document, recipe, geometry, videos) / "index.html")
@@ -82,6 +93,16 @@ def main(argv: Sequence[str]) -> int:
     figures.save(figure, args.out)
     print(args.out)
     return cli.DONE
+
+
+def check_table(path: Path) -> None:
+    """Raises RequestError where the table cannot be written."""
+    if path.suffix.lower() != ".parquet" or not path.absolute().parent.is_dir():
+        raise RequestError(f"--table {path}: expected a file ending in .parquet in a folder that exists")
+    if path.exists():
+        raise RequestError(f"--table {path} is there already and is not overwritten; choose another name, or remove it")
+    if find_spec("pyarrow") is None:
+        raise RequestError('--table needs a package that is missing here; pip install "motionpack[parquet]"')
 
 
 def _geometry(text: str | None, recipe: Recipe, store: Place) -> ClipGeometry:

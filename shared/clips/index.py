@@ -89,14 +89,14 @@ def above(values: np.ndarray, threshold: float) -> np.ndarray:
     return strictly if strictly.any() else values >= threshold
 
 
-def hot_mask(s_map: np.ndarray) -> tuple[np.float32, np.ndarray]:
-    """The 90th percentile of a clip's S-motion and the cells above it (MCL section 3.2).
+def hot_mask(s_map: np.ndarray, percentile: float = HOT_PERCENTILE) -> tuple[np.float32, np.ndarray]:
+    """The 90th percentile of a clip's S-motion, or another, and the cells above it (MCL section 3.2).
 
     s_map: (h, w) float32, border already zeroed.   Returns (threshold, (h, w) bool).
     A constant map has an empty mask: it prefers no place, and an empty mask accepts every box.
     """
     xp = namespace(s_map)
-    threshold = np.float32(xp.percentile(s_map.astype(np.float64), HOT_PERCENTILE))
+    threshold = np.float32(xp.percentile(s_map.astype(np.float64), percentile))
     if s_map.min() == s_map.max():
         return threshold, xp.zeros(s_map.shape, bool)
     return threshold, above(s_map, threshold)

@@ -11,6 +11,7 @@ import numpy as np
 
 from shared.cli import typed
 from shared.clips.index import ClipGeometry, ClipIndex
+from shared.clips.masking import TokenMotion, high_bin, token_motion
 from shared.store.chunks import crc32c, decode_jpeg, decode_rows
 from shared.store.index import Index
 from shared.store.layout import ArrayLayout, StoreError, clip_arrays, frame_arrays
@@ -159,6 +160,24 @@ class StoreReader:
         geometry = ClipGeometry.parse(geometry) if isinstance(geometry, str) else geometry
         frames = self.frames(video, range(start, start + geometry.span, geometry.stride))
         return frames, self.motion(video, start, start + geometry.span)[::geometry.stride]
+
+    def tokens(self, video: str, start: int, patch: int = 16, tubelet: int = 2, *,
+               geometry: ClipGeometry | str = "16x2", box: tuple[int, int, int, int] | None = None,
+               size: int | tuple[int, int] | None = None, ratio: float = 0.5) -> TokenMotion:
+        """Motion of every token that a video transformer makes of a clip, from the stored ST-motion.
+
+        start: the clip's first frame, counted from the video's; geometry: its frames and their stride; patch: pixels a
+        side of a token; tubelet: sampled frames of one; box: the crop that the network is given, (y, x, height, width)
+        in pixels of the stored frame, by default all of it; size: pixels a side that the crop is resized to, one number
+        or (H, W), by default its own; ratio: share of the tokens in the high bin.
+        Returns motion (T', H', W') float32, px/frame per px, and high, bool: `shared.clips.masking` says more, and
+        draws masks by them. Cells at the frame's edge, where flow is unreliable (docs/method.md 1.1), count as stored.
+        ValueError for a box outside of the frame, no whole token, a ratio that is none.
+        """
+        geometry = ClipGeometry.parse(geometry) if isinstance(geometry, str) else geometry
+        maps = self.motion(video, start, start + geometry.span)[::geometry.stride]
+        motion = token_motion(maps, patch, tubelet, box, size)
+        return TokenMotion(motion, high_bin(motion, ratio))
 
     def t_motion(self, video: str) -> np.ndarray:
         """(frames,) float32 T-motion of every frame, px/frame per px."""

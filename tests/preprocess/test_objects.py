@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import s3fs
+from pyarrow import parquet
 
 from preprocess import check, reindex, run, show
 from preprocess import session as sessions
@@ -116,10 +117,16 @@ def test_workers_write_to_s3(store, local, small_videos):
 
 
 @pytest.mark.slow
-def test_pictures_of_a_store_on_s3(filled, tmp_path):
+def test_pictures_and_tables_of_a_store_on_s3(filled, local, tmp_path):
     assert show.main([str(filled), "--out", str(tmp_path / "store.png")]) == 0
     assert show.main([str(filled), "--video", Index.load(filled).id[0], "--out", str(tmp_path / "video.png")]) == 0
     assert (tmp_path / "store.png").stat().st_size > 10_000 and (tmp_path / "video.png").stat().st_size > 10_000
+    tables = []
+    for store in (filled, local):
+        tables.append(tmp_path / f"{len(tables)}.parquet")
+        assert show.main([str(store), "--table", str(tables[-1])]) == 0
+    one, other = map(parquet.read_table, tables)
+    assert one.equals(other) and len(one) == 36
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The pictures show what the store holds, and wrong requests are refused in one line."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import av
 import cv2
 import numpy as np
 import pytest
+from pyarrow import parquet
 
-from preprocess import run, show
+from preprocess import run, show, table
 from preprocess.picture import SHOWN_CROPS, flow_after, video_picture
 from shared import cli, motion
 from shared.cli import RequestError, Stopped
@@ -131,7 +133,7 @@ def test_command_writes_a_picture(store, tmp_path, capsys, options):
     (["--video", "zzz"], "--list` prints its ids"),
     (["--video", "class1/broken.mp4"], "failed and is not in the store: not a video: invalid data"),
     (["--clips", "8x8"], "the store has 16x2"),
-    (["--list"], "not allowed with argument --out"),
+    (["--list"], "not allowed with argument --out"), (["--table", "a.parquet"], "not allowed with argument --out"),
     (["--out", "a.jpg"], "ending in .png"),
     (["--out", "missing/a.png"], "a folder that exists"),
 ])
@@ -185,7 +187,11 @@ def test_damage_stops_the_picture_and_names_the_check(store, tmp_path):
     with pytest.raises(Stopped, match="preprocess.check .* lists all that is damaged"):
         for video in Index.load(copy).id:
             show.main([str(copy), "--video", video, "--out", str(tmp_path / "a.png")])
-    assert not (tmp_path / "a.png").exists()
+    shard = next(copy.glob("packs/*/*/st_motion/c*"))
+    shard.write_bytes(bytes(len(data := shard.read_bytes()) // 2) + data[len(data) // 2:])
+    with pytest.raises(Stopped, match="st_motion"):
+        show.main([str(copy), "--table", str(tmp_path / "a.parquet")])
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_a_file_through_every_stage_without_a_store(store, tmp_path, capsys):
@@ -203,3 +209,85 @@ def test_a_file_through_every_stage_without_a_store(store, tmp_path, capsys):
                   ["--source", "x.mp4", "--list"], [str(store), "--out", "a.png", "--set", "a=b"]):
         with pytest.raises(RequestError, match="without one|goes with --out PNG|belongs to --source"):
             show.main(wrong)
+
+
+def expected_rows(reader, video):
+    """The rows of a table, by plain loops: 64x80 pixels, clips 16x2, a border of one cell."""
+    clips, row = reader.clips(video, GEOMETRY), reader.index.row(video)
+    for number, start in enumerate(clips.start.tolist()):
+        cells = np.zeros((8, 10))
+        for frame in range(start, start + 31, 2):
+            cells[1:-1, 1:-1] += reader.motion(video, frame, frame + 1)[0, 1:-1, 1:-1].astype(np.float64)
+        hot = unpack_mask(clips.hot_mask[number], (8, 10))
+        yield {"video": video, "path": row.path, "class": row.class_name, "split": "train", "start": start,
+               "source_start": start, "score": clips.score[number], "median": np.float32(clips.median),
+               "above_median": clips.score[number] > clips.median, "threshold": clips.s_p90[number], "rows": 8,
+               "columns": 10, "hot_mask": hot.ravel().tolist(), "s_motion": cells.ravel() / 16}
+
+
+@pytest.mark.parametrize("rows, frames", [(table.ROWS, table.FRAMES), (2, 33), (4, 1)])
+def test_the_table_of_all_clips(store, tmp_path, monkeypatch, capsys, rows, frames):
+    monkeypatch.setattr(table, "ROWS", rows)
+    monkeypatch.setattr(table, "FRAMES", frames)      # 33: two of the three clips of a video at a time
+    out = tmp_path / "clips.parquet"
+    assert show.main([str(store), "--table", str(out)]) == cli.DONE
+    assert capsys.readouterr().out == f"{out}: 12 clips of 16x2 of 4 videos; 1 video is too short for one\n"
+    reader, found = StoreReader(store), parquet.read_table(out)
+    assert found.schema.metadata[b"clips"] == b"16x2" and parquet.ParquetFile(out).num_row_groups >= 12 // rows
+    expected = [row for video in reader.index.id for row in expected_rows(reader, video)]
+    assert len(found) == len(expected) == 12 and [p.name for p in tmp_path.iterdir()] == ["clips.parquet"]
+    for one, other in zip(found.to_pylist(), expected):
+        np.testing.assert_allclose(one.pop("s_motion"), other.pop("s_motion"), rtol=1e-3, atol=1e-6)
+        assert one == other
+    assert 0 < sum(row["above_median"] for row in expected) < 12
+    before = out.read_bytes()
+    with pytest.raises(RequestError, match="is there already and is not overwritten"):
+        show.main([str(store), "--table", str(out)])
+    assert out.read_bytes() == before
+
+
+def test_a_table_counts_frames_of_the_file_too(store):
+    """Where the file's first frames cannot be decoded a clip begins later in the file than in the store."""
+    reader = StoreReader(store)
+    reader.index.note[0] = "starts at frame 7; odd"
+    batch, = table._batches(reader, 0, GEOMETRY, 1, table.arrow.schema(table.COLUMNS))
+    assert batch["start"].to_pylist() == [0, 4, 8] and batch["source_start"].to_pylist() == [7, 11, 15]
+
+
+@pytest.mark.parametrize("name, words", [("clips.csv", "ending in .parquet"), ("no/clips.parquet", "that exists")])
+def test_a_table_that_cannot_be_written_is_refused(store, tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=words):
+        show.main([str(store), "--table", name])
+    with pytest.raises(RequestError, match="the store has 16x2"):
+        show.main([str(store), "--table", "clips.parquet", "--clips", "8x8"])
+    monkeypatch.setattr(show, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r'pip install "motionpack.parquet."'):
+        show.main([str(store), "--table", "clips.parquet"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_on_others_training_runs(store, tmp_path, monkeypatch):
+    """docs/tokens.md from top to bottom, as a reader would: tokens, masks, the table, fifteen lines that train."""
+    text = (REPOSITORY / "docs/tokens.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stores").mkdir()
+    (tmp_path / "stores/mine").symlink_to(store)
+    (tmp_path / "VIDEOS").symlink_to(store.parent / "videos")
+    command = re.search(r"^    python -m preprocess.show (.*)$", text, re.MULTILINE)[1]
+    assert show.main(command.split()) == cli.DONE
+    names, blocks = {}, re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for block in blocks:
+        exec(compile(block, "docs/tokens.md", "exec"), names)
+    assert len(blocks[-1].split("\n\n")[1].strip().splitlines()) == 15
+    assert names["cropped"].motion.shape == (8, 14, 14) and names["batch"].shape == (4, 8, 4, 5)
+    assert np.isfinite(names["loss"].item()) and names["blank"].abs().max() > 0
+    # What the lines decode is what the store holds of the same clip, but for JPEG.
+    clip = names["table"].slice(0, 1).to_pylist()[0]
+    tokens, hidden = names["read"](clip)
+    frames = StoreReader(store).clip(clip["video"], clip["start"], GEOMETRY)[0].astype(np.float32) / 255
+    small = np.stack([cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA) for frame in frames])
+    assert hidden.sum() == 12 and tokens.shape == (16, 12288)
+    means = tokens.reshape(16, 16, 3, 256).mean(-1).numpy()                  # token, frame, colour
+    np.testing.assert_allclose(means, small.reshape(16, 4, 16, 4, 16, 3).mean((2, 4)).transpose(1, 2, 0, 3).reshape(
+        16, 16, 3), atol=0.03)

@@ -92,6 +92,31 @@ def test_a_stride_2_clip_is_one_range_and_its_maps_another(store):
             reader.close()
 
 
+def test_tokens_are_means_of_the_stored_cells(store):
+    """Frames of 32x40: patches of 16 have 2x2 cells each, and half a patch at the right has no token."""
+    path, videos = store
+    reader = StoreReader(path)
+    for video, start in (("p0-0", 2), ("p1-1", 31)):
+        group, first, _, _ = videos[video]
+        tokens, cells = reader.tokens(video, start), group["st_motion"]
+        assert tokens.motion.shape == tokens.high.shape == (8, 2, 2) and tokens.motion.dtype == np.float32
+        for t, i, j in np.ndindex(8, 2, 2):
+            rows = [first + start + 2 * (2 * t + k) for k in range(2)]
+            values = [float(cells[row, 2 * i + a, 2 * j + b]) for row in rows for a in range(2) for b in range(2)]
+            assert tokens.motion[t, i, j] == pytest.approx(np.mean(values), rel=1e-6)
+        assert (tokens.high == (tokens.motion > np.median(tokens.motion))).all() and tokens.high.sum() == 16
+        quarter = reader.tokens(video, start, 8, 1, geometry="4x3", box=(8, 16, 24, 24), size=48, ratio=0.25)
+        assert quarter.motion.shape == (4, 6, 6) and quarter.high.sum() == 36
+        assert (quarter.motion[1, ::2, 1::2] == cells[first + start + 3, 1:, 2:]).all()
+    assert reader.counts["st_motion"].ranges <= 4
+    with pytest.raises(StoreError, match="video 'p0-1': frames 0 to 31, expected 0 to 5"):
+        reader.tokens("p0-1", 0)
+    for wrong in ({"patch": 64}, {"box": (0, 0, 99, 8)}, {"ratio": 1.0}, {"geometry": "16"}):
+        with pytest.raises(ValueError, match="expected"):
+            reader.tokens("p0-0", 0, **wrong)
+    reader.close()
+
+
 @pytest.mark.parametrize("stride, gap, ranges", [(1, 0, 2), (3, 0, 10), (4, 0, 10), (4, 1 << 20, 1), (1, 1 << 20, 1)])
 def test_ranges_of_other_strides(store, stride, gap, ranges):
     reader = StoreReader(store[0], gap=gap)
