@@ -22,7 +22,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises RequestError for what it cannot take."""
     parser = cli.Arguments(prog="python -m evaluate.embed", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", metavar="FILE", help="RUN/last.pt, an export, random:NAME[:seed] or mean-image")
+    parser.add_argument("--checkpoint", metavar="FILE", help="RUN/last.pt, an export, random:NAME[:seed], "
+                        "mean-image, hf:DIR or python:MODULE:NAME")
     parser.add_argument("--store", type=store_argument, help="packs: a folder, or a URL such as s3://bucket/prefix; no "
                         "labels or splits are needed")
     parser.add_argument("--videos", nargs="+", action="extend", metavar="SOURCE", help="instead of --store: video "

@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors.torch import save as tensor_bytes
 
 from evaluate import card
+from evaluate.features.encoders import FOREIGN
 from evaluate.report.results import read_metrics
 from shared import cli
 from shared.cli import RequestError
@@ -49,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
     if bool(args.hub) == bool(args.out):
         raise RequestError(f"{'both' if args.hub else 'neither'} of --hub and --out given; expected --hub DIR for a "
                            "folder to publish, or --out NAME.safetensors")
+    if str(args.checkpoint).partition(":")[0] in FOREIGN:
+        raise RequestError(f"--checkpoint {args.checkpoint}: evaluate.export writes networks of ours; those of others "
+                           "stay where they are")
     target = _hub(args.hub) if args.hub else _file(args.out)
     if is_export(args.checkpoint):
         backbone, known = load_export(args.checkpoint)

@@ -31,8 +31,9 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "linear": Protocol("evaluate.frozen.linear", ("features", "linear", "softmax"), grouped=True),
-    "retrieval": Protocol("evaluate.frozen.retrieval", ("features", "retrieval"), grouped=True),
+    "linear": Protocol("evaluate.frozen.linear", ("features", "linear", "softmax"), ("beside",),
+                       grouped=True),
+    "retrieval": Protocol("evaluate.frozen.retrieval", ("features", "retrieval"), ("beside",), grouped=True),
     "verbs": Protocol("evaluate.frozen.verbs", ("features", "verbs", "softmax", "finetune"), ("annotations",),
                       tests=("val",)),
     "detection": Protocol("evaluate.persons.detection", ("detection", "softmax", "finetune"), ("annotations",),

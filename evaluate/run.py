@@ -25,7 +25,9 @@ from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features.extract import View, choose
 from evaluate.features.handmade import HANDMADE
+from evaluate.features.moments import MOMENTS, pooled
 from evaluate.folds import INSTEAD, TRAIN, check_apart, check_unseen, default_split, left_out
+from evaluate.frozen.beside import with_moments
 from evaluate.holdout import group_split_names, holdout_names
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
 from evaluate.report import compare, page, pictures, results
@@ -51,8 +53,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--protocol", help=f"{', '.join(PROTOCOLS)}; several by commas: each in OUT/PROTOCOL, and all "
                         "in one report")
     parser.add_argument("--checkpoint", nargs="+", default=[], metavar="FILE", help="RUN/last.pt, an exported "
-                        f".safetensors, random:NAME[:seed], {', '.join(HANDMADE)}; several (one a training seed) give "
-                        "a spread")
+                        f".safetensors, random:NAME[:seed], {', '.join(HANDMADE)}, hf:DIR, python:MODULE:NAME; several "
+                        "(one a training seed) give a spread")
     parser.add_argument("--store", type=store_argument, help="packs: a folder, or a URL such as s3://bucket/prefix")
     parser.add_argument("--train-split", metavar="A", help="default train, else train1; several, by commas, with as "
                         "many test splits: the first pair is the headline, the mean is over all")
@@ -65,6 +67,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--by", choices=["group"], help="--holdout takes whole groups")
     parser.add_argument("--seeds", type=int, metavar="N", help="repeat with seeds 0 to N - 1 (default 1)")
     parser.add_argument("--against", metavar="FILE", help="another checkpoint beside it, for protocols that show two")
+    parser.add_argument("--beside", choices=[MOMENTS], help="a row of temporal moments of the same features beside the "
+                        "result, for linear and retrieval")
     parser.add_argument("--annotations", type=cli.local, metavar="DIR", help="the dataset's official files, for "
                         "protocols whose classes are not the videos': verbs, detection")
     parser.add_argument("--cache", type=cli.local, help="where features are kept; default OUT/features, and those of "
@@ -76,7 +80,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.compare:
         unused = [name for name in ("protocol", "store", "train_split", "test_split", "leave_out", "holdout", "by",
-                                   "against", "annotations", "cache", "checkpoint", "seeds")
+                                   "against", "beside", "annotations", "cache", "checkpoint", "seeds")
                   if getattr(args, name)] + ["set"] * bool(args.settings)
         if unused:
             raise RequestError(f"--compare takes --out only; --{unused[0].replace('_', '-')} does not go with it")
@@ -129,12 +133,12 @@ def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Se
     if len(set(names)) < len(names):
         raise RequestError(f"--protocol {args.protocol}; expected each once")
     shared, protocols = share_settings(names, args.settings), {name: find_protocol(name) for name in names}
-    beside, asked = [] if args.cache else sorted(args.out.absolute().parent.glob("*/features")), []
+    caches, asked = [] if args.cache else sorted(args.out.absolute().parent.glob("*/features")), []
     for name, protocol in protocols.items():
-        own = dict(protocol=name, settings=shared[name], beside=beside)
+        own = dict(protocol=name, settings=shared[name], caches=caches)
         if len(names) > 1:
             own |= dict(out=args.out / name, cache=args.cache or args.out / "features")
-        for flag in ("against", "annotations"):
+        for flag in ("against", "beside", "annotations"):
             if flag not in protocol.takes and any(flag in other.takes for other in protocols.values()):
                 own[flag] = None
         one = argparse.Namespace(**vars(args) | own)
@@ -147,8 +151,9 @@ def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Se
 
 def _check(args: argparse.Namespace, protocol: Protocol) -> None:
     """Refuse flags that the protocol does not take, and a lack of those that it needs."""
-    if args.against and "against" not in protocol.takes:
-        raise RequestError(f"--against does not apply to {args.protocol}; leave it out")
+    for flag in ("against", "beside"):
+        if getattr(args, flag) and flag not in protocol.takes:
+            raise RequestError(f"--{flag} does not apply to {args.protocol}; leave it out")
     if bool(args.annotations) != ("annotations" in protocol.takes):
         raise RequestError(f"--annotations does not apply to {args.protocol}; leave it out" if args.annotations else
                            f"--annotations is missing; {args.protocol} reads the dataset's official files in that DIR")
@@ -165,25 +170,30 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         raise StoreError(f"{args.store / 'store.json'}: names {cli.plural(named, 'class', 'classes')}, and the index "
                          f"has labels up to {most}")
     pairs = split_pairs(index, args)
-    encoders = [open_encoder(text, world.device) for text in args.checkpoint]
+    encoders = [pooled(open_encoder(text, world.device), settings.features.pool) for text in args.checkpoint]
     for encoder in encoders:
         check_unseen(index, document["dataset"], encoder, [test or train for train, test in pairs])
     view = check_alike(encoders, args.checkpoint, settings)
+    if args.beside:
+        check_alike([pooled(encoder, args.beside) for encoder in encoders], args.checkpoint, settings)
     if world.main:
         _check_out(args.out, args.protocol)
         args.out.mkdir(parents=True, exist_ok=True)
         stack.callback(os.close, cli.hold(args.out, "--out"))
-    cache = FeatureCache(args.cache or args.out / "features", args.beside)
+    cache = FeatureCache(args.cache or args.out / "features", args.caches)
     module, runs = importlib.import_module(find_protocol(args.protocol).module), []
     asked = itertools.product(zip(args.checkpoint, encoders), pairs, range(1 if args.holdout else args.seeds))
     for number, ((text, encoder), (train, test), seed) in enumerate(asked):      # alike on every rank
         if takes_seed(text) and seed:
-            encoder = open_encoder(text, world.device, seed)
+            encoder = pooled(open_encoder(text, world.device, seed), settings.features.pool)
         out = args.out / "runs" / _folder_name(number, train, test, seed)
         if world.main:
             out.mkdir(parents=True, exist_ok=True)
-        result = module.run(Request(args.protocol, encoder, args.store, train, test, bool(args.leave_out), seed,
-                                    settings, cache, out, world, args.against, args.annotations))
+        request = Request(args.protocol, encoder, args.store, train, test, bool(args.leave_out), seed, settings, cache,
+                          out, world, args.against, args.annotations)
+        result = module.run(request)
+        if args.beside:
+            result = with_moments(module.run, request, result)
         if world.main:
             runs.append(results.Run(encoder.text, train, test, seed, result))
     if not world.main:

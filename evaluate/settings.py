@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shared.cli import RequestError
+from shared.recipes.settings import late
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,14 @@ class FeatureSettings:
     clip: str
     size: int
     short_edge: int
+
+
+@dataclass(frozen=True)
+class Pooled(FeatureSettings):
+    """pool: `mean` of what a network says of its positions, or `moments` of it over time
+    (evaluate.features.moments)."""
+
+    pool: str = late("mean")
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ class RunEvaluation:
 class Settings:
     """All sections of `evaluation:` in pipelines.yaml. A new protocol adds its own here and in protocol.PROTOCOLS."""
 
-    features: FeatureSettings
+    features: Pooled
     linear: Linear
     softmax: Softmax
     retrieval: Retrieval
@@ -190,6 +199,8 @@ def check(settings: Settings) -> None:
                        "finetune.lr": settings.finetune.lr}.items():
         if not value > 0:
             raise RequestError(f"{key} is {value}; expected above 0")
+    if settings.features.pool not in ("mean", "moments"):
+        raise RequestError(f"features.pool is {settings.features.pool!r}; expected mean or moments")
     if settings.verbs.classifier not in ("softmax", "finetune"):
         raise RequestError(f"verbs.classifier is {settings.verbs.classifier!r}; expected softmax or finetune")
     if settings.detection.classifier not in ("sigmoid", "finetune"):

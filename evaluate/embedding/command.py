@@ -24,6 +24,7 @@ from evaluate.embedding.sources import Item, StoreVideos, Videos
 from evaluate.embedding.work import embed, embed_all
 from evaluate.features.encoders import Encoder, open_encoder
 from evaluate.features.extract import View
+from evaluate.features.moments import MEAN, pooled
 from evaluate.features.vectors import from_main
 from evaluate.protocol import Table, load_sections
 from evaluate.report.page import table_text
@@ -34,6 +35,7 @@ from shared.clips.index import ClipGeometry
 from shared.nn.distributed import World, close_world, open_world
 from shared.nn.together import together
 from shared.pictures import figures
+from shared.recipes.settings import recorded
 from shared.store.layout import StoreError, damage_stops
 from shared.store.lease import store_lease
 from shared.store.objects import whole
@@ -71,7 +73,7 @@ def make(args: argparse.Namespace, settings: Settings, world: World) -> int:
     began, out, kept = time.monotonic(), args.out, None
     with contextlib.ExitStack() as stack:
         with together(world), damage_stops(args.store or ""):
-            encoder = open_encoder(args.checkpoint, world.device)
+            encoder = pooled(open_encoder(args.checkpoint, world.device), settings.features.pool)
             view = dataclasses.replace(View.of(settings.features, encoder), step=args.step or 0)
             videos = StoreVideos(args.store) if args.store else folder(args.videos, settings.run)
             details = describe(encoder, videos, settings, world)
@@ -149,7 +151,8 @@ def describe(encoder: Encoder, videos: Videos, settings: Settings, world: World)
     if "file" in said:
         said["file"] = str(Path(said["file"]).absolute())
     document = {"checkpoint": said,
-                "settings": {name: dataclasses.asdict(getattr(settings, name)) for name in ("features", "run")},
+                "settings": recorded(Settings, {name: dataclasses.asdict(getattr(settings, name))
+                                               for name in ("features", "run")}),
                 "source": videos.details(),
                 "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
                 "processes": world.size, "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -208,7 +211,7 @@ def encode_file(path: Place, found: Finished, run: RunEvaluation,
     """The feature (C,) of a video file, made as those of OUT, and its middle frame. Raises RequestError."""
     made, said = found.document["request"], found.document["checkpoint"]
     text = said.get("file", said["text"])
-    encoder = open_encoder(text, device)
+    encoder = pooled(open_encoder(text, device), found.document["settings"]["features"].get("pool", MEAN))
     if encoder.sha256 != made["checkpoint"]:
         raise RequestError(f"{text} is not the checkpoint of {found.out} any more: its SHA-256 is "
                            f"{encoder.sha256[:12]}, was {made['checkpoint'][:12]}; put the old one back, or embed anew")

@@ -1,4 +1,5 @@
-"""What turns clips into features: a trained backbone, an exported one, an untrained one, or a hand-made baseline."""
+"""What turns clips into features: a trained backbone, an exported or untrained one, a hand-made baseline, or others'
+networks."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from evaluate.features.foreign import Foreign, Function
 from evaluate.features.handmade import HANDMADE, MOVING
+from evaluate.features.huggingface import Transformers
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
 from shared.nn.backbones import EPS, build_backbone
@@ -19,6 +22,7 @@ from shared.nn.layers import Backbone
 from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS
 
 RANDOM = "random"
+FOREIGN = {"hf": Transformers, "python": Function}
 PAPER_CLIP, PAPER_SIZE = "16x2", 224                        # docs/method.md 1.7
 COARSE = 112                                                # px, ours: of baselines that keep 16x16 cells
 # What others are trained on: MaCLR's visual pathway (docs/method.md 2.1) and the small ones, ours.
@@ -28,9 +32,9 @@ VIEWS = {"slow_50": ("8x8", 224), "slow_tiny": ("4x4", 48), "r2plus1d_tiny": ("8
 
 @dataclass(frozen=True)
 class Encoder:
-    """net: a Backbone or one of HANDMADE, in eval mode; sha256: of the file, or of the weights where there is none;
-    clip, size: the view that it was trained on; provenance: where it comes from, for the report; run: the folder of
-    its training run, where it has one."""
+    """net: a Backbone, Foreign, temporal moments of either, or one of HANDMADE, in eval mode; sha256: of the file, or
+    of the weights where there is none; clip, size: the view that it was trained on; provenance: where it comes from,
+    for the report; run: the folder of its training run, where it has one."""
 
     text: str
     net: nn.Module
@@ -44,13 +48,16 @@ class Encoder:
         """Raises RequestError for clips that the network cannot take."""
         if isinstance(self.net, Backbone):
             self.net.h_shape(geometry.length, size)
+        elif hasattr(self.net, "check"):
+            self.net.check(geometry.length, size)
         elif isinstance(self.net, MOVING) and geometry.length < 2:
             raise RequestError(f"{self.net.name} sees no motion in single frames, and the clip is {geometry}; expected "
                                "two frames or more, such as --set features.clip=16x2")
 
 
 def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -> Encoder:
-    """A checkpoint of train/main.py, an export (.safetensors or its folder), random:NAME[:seed] or a name of HANDMADE.
+    """A checkpoint of train/main.py, an export (.safetensors or its folder), random:NAME[:seed], hf:DIR,
+    python:MODULE:NAME or a name of HANDMADE.
 
     seed: of `random:NAME` without one. Raises RequestError, in one line, for anything else and for damaged files.
     """
@@ -61,6 +68,8 @@ def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -
                        {"kind": text, "backbone": text})
     if text.partition(":")[0] == RANDOM:
         return _untrained(text, device, seed)
+    if text.partition(":")[0] in FOREIGN:
+        return _foreign(text, device)
     path = Path(text)
     if is_export(path):
         path, _ = export_files(path)
@@ -76,6 +85,15 @@ def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     origin |= {"file": str(path), "backbone": net.name, "width": net.width, "features": net.features, "recipe": recipe}
     return Encoder(text, net, sha256, view["clip"], view["size"], origin, run)
+
+
+def _foreign(text: str, device: torch.device | str) -> Encoder:
+    kind = text.partition(":")[0]
+    net: Foreign = FOREIGN[kind](text).to(device)
+    net.check(ClipGeometry.parse(net.clip).length, net.size)
+    sha256 = hashlib.sha256(f"{net.identity} {weights_hash(net)}".encode()).hexdigest()
+    origin = {"kind": kind, "backbone": net.name, "features": net.features, **net.origin}
+    return Encoder(text, net, sha256, net.clip, net.size, origin)
 
 
 def _untrained(text: str, device, seed: int) -> Encoder:
@@ -131,5 +149,5 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(f"eps {eps}\n".encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())     # of any type
     return digest.hexdigest()

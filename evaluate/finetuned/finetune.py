@@ -12,7 +12,7 @@ import numpy as np
 from evaluate.features.extract import View, extract
 from evaluate.finetuned.classifier import answering
 from evaluate.finetuned.job import FINETUNED
-from evaluate.finetuned.supervised import train_supervised
+from evaluate.finetuned.supervised import check_trainable, train_supervised
 from evaluate.folds import Samples
 from evaluate.protocol import Figure, Request, Result
 from evaluate.recognition import check_classes, recognition
@@ -72,6 +72,7 @@ def run(request: Request) -> Result | None:
     without labels, a test class without training videos, and what `train_supervised` refuses.
     """
     settings, encoder, world = request.settings.finetune, request.encoder, request.world
+    check_trainable(encoder)
     view = View.of(request.settings.features, encoder)
     test = crops_view(request, view)
     names, learnt = _check_store(request.store, request.train_split, request.test_split)

@@ -22,6 +22,13 @@ from shared.store.index import Index
 from shared.store.place import Place
 
 
+def check_trainable(encoder: Encoder) -> None:
+    """Raises RequestError for baselines, networks of others and moments."""
+    if not isinstance(encoder.net, Backbone):
+        raise RequestError(f"checkpoint {encoder.text} has no weights to train here; give a checkpoint of ours, or "
+                           "random:NAME to train from scratch, with features.pool=mean")
+
+
 def train_supervised(encoder: Encoder, store: Place | str, split: str | None, settings: Finetune, view: View,
                      run: RunEvaluation, seed: int, world: World, out: Path,
                      samples: Samples | None = None) -> Classifier:
@@ -33,9 +40,7 @@ def train_supervised(encoder: Encoder, store: Place | str, split: str | None, se
     does not fit, and an OUT of another request; Stopped, once the state is saved, for an interruption, and for a loss
     that is not finite.
     """
-    if not isinstance(encoder.net, Backbone):
-        raise RequestError(f"checkpoint {encoder.text} has no weights to train; give a checkpoint, or random:NAME to "
-                           "train from scratch")
+    check_trainable(encoder)
     with together(world):
         cropping = Cropping(view.geometry, settings.area_min, settings.area_max, settings.aspect_min,
                             settings.aspect_max)

@@ -15,7 +15,8 @@ import numpy as np
 from evaluate import metrics
 from evaluate.features.encoders import RANDOM, Encoder, open_encoder, untrained
 from evaluate.features.extract import View, choose
-from evaluate.features.handmade import HANDMADE, MeanImage
+from evaluate.features.foreign import Foreign
+from evaluate.features.handmade import MeanImage
 from evaluate.features.vectors import from_main
 from evaluate.finetuned.job import FINETUNED
 from evaluate.finetuned.supervised import train_supervised
@@ -25,6 +26,7 @@ from evaluate.motion.truth import check_synthetic
 from evaluate.protocol import Figure, Request, Result, Table
 from evaluate.recognition import check_classes
 from shared.cli import RequestError, plural
+from shared.nn.layers import Backbone
 from shared.pictures import figures
 from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
@@ -42,9 +44,10 @@ def run(request: Request) -> Result | None:
 
     Raises RequestError for a store that is not synthetic, has no groups or no truth, and for hand-made baselines.
     """
-    if request.encoder.net.name in HANDMADE:
-        raise RequestError(f"controls: {request.encoder.net.name} has no backbone; give a checkpoint that has one, "
-                           "such as RUN/last.pt or random:r2plus1d_tiny")
+    net = request.encoder.net
+    if not isinstance(net, (Backbone, Foreign)):
+        raise RequestError(f"controls: {net.name} has no backbone; give a checkpoint that has one, such as RUN/last.pt "
+                           "or random:r2plus1d_tiny, with features.pool=mean")
     index = Index.load(request.store)
     train, test = choose(index, request.train_split), choose(index, request.test_split)
     check_synthetic(index, np.concatenate([train, test]))
@@ -54,6 +57,8 @@ def run(request: Request) -> Result | None:
         raise RequestError(f"--test-split {request.test_split!r} holds one video; the background retrieval asks for "
                            "the nearest among the others")
     view = View.of(request.settings.features, request.encoder)
+    if isinstance(net, Foreign) and request.settings.controls.truth:
+        net.with_positions(view.geometry.length, view.size)
     # All methods look at the same clips, whatever view is their own.
     pinned = dataclasses.replace(request.settings.features, clip=str(view.geometry), size=view.size,
                                  short_edge=view.short_edge)
@@ -68,8 +73,11 @@ def run(request: Request) -> Result | None:
 
 
 def baselines(request: Request, index: Index, videos: int, view: View) -> dict[str, list[Encoder]]:
-    """The other methods by name: untrained nets, one that labels trained, the mean image."""
+    """The other methods by name: untrained nets, one that labels trained, the mean image; beside networks of others,
+    which nothing here builds anew, the last alone."""
     net, device = request.encoder.net, request.world.device
+    if isinstance(net, Foreign):
+        return {MeanImage.name: [open_encoder(MeanImage.name)]}
     labelled = {SUPERVISED: [supervised(request, index, videos, view)]} \
         if request.settings.controls.supervised_steps else {}
     return {RANDOM: [untrained(net.name, seed, device, net.width, net.eps)
@@ -113,10 +121,11 @@ def result(request: Request, index: Index, train: np.ndarray, test: np.ndarray, 
     chance = {name: 100 * share for name, share in chance.items()}
     notes = ["Every background occurs under every motion class, so background alone tells no class; the nearest "
              "neighbour is sought among the other test videos, whose backgrounds they share.",
-             f"Beside the result: {plural(len(scores[RANDOM]), 'random initialisation')} (mean), "
+             "Beside the result: "
+             + (f"{plural(len(scores[RANDOM]), 'random initialisation')} (mean), " if RANDOM in scores else "")
              + (f"the same backbone trained with labels for "
                 f"{plural(request.settings.controls.supervised_steps, 'step')}, " if SUPERVISED in scores else "")
-             + "and the mean image, which knows what is where and not what moves."]
+             + f"{'and ' * (RANDOM in scores)}the mean image, which knows what is where and not what moves."]
     counts = {"train_videos": len(train), "test_videos": len(test), "classes": len(np.unique(labels)),
               "train_backgrounds": len({index.group[i] for i in train}), "test_backgrounds": len(set(groups))}
     if scene is not None:

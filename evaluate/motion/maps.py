@@ -17,6 +17,7 @@ from evaluate import metrics
 from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder, refuse_features
 from evaluate.features.extract import View
+from evaluate.features.foreign import Foreign
 from evaluate.features.vectors import from_main, in_order
 from evaluate.motion.towers import AUTO, Towers, open_towers
 from evaluate.settings import RunEvaluation
@@ -113,7 +114,9 @@ def clip_maps(encoder: Encoder, store: Place | str, positions: np.ndarray, view:
         return None
     rows = np.asarray(rows, np.float32).reshape(len(clips), -1)
     cam, aligned, motion = rows[:, BOX:].reshape(len(clips), 3, *cells).transpose(1, 0, 2, 3)
-    notes = [towers.note, f"The aligned map takes BN statistics over groups of {towers.group} clips, as in training."]
+    notes = [towers.note, "The aligned map is taken in eval mode: batch statistics mean nothing to a network of others."
+             if isinstance(encoder.net, Foreign) else
+             f"The aligned map takes BN statistics over groups of {towers.group} clips, as in training."]
     return ClipMaps([index.id[position] for position, _ in clips], np.stack([numbers for _, numbers in clips]),
                     rows[:, :BOX].astype(np.int64), cam, aligned, motion, hot_masks(motion), notes)
 

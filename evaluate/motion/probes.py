@@ -15,6 +15,7 @@ from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder
 from evaluate.features.extract import View, read_ahead
 from evaluate.features.handmade import MeanImage
+from evaluate.features.moments import positions
 from evaluate.features.vectors import collect, share_out
 from evaluate.frozen.retrieval import nearest
 from evaluate.settings import RunEvaluation
@@ -149,7 +150,7 @@ def dense_features(encoder: Encoder, clips: Tensor, grid: tuple[int, int, int]) 
         side = _patch(grid)
         image = F.adaptive_avg_pool2d(clips.mean(2), (grid[1] * side, grid[2] * side))
         return F.pixel_unshuffle(image, side)[:, :, None].expand(-1, -1, grid[0], -1, -1)
-    return net.output(*net.body(clips))
+    return positions(net, clips)
 
 
 def dense_width(encoder: Encoder, grid: tuple[int, int, int]) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evaluate.features.encoders import RANDOM, Encoder
+from evaluate.features.foreign import Foreign
 from shared.cli import RequestError, nearest
 from shared.nn.backbones import build_backbone
 from shared.nn.checkpoint import FINETUNED, load_finetuned, load_weights, read
@@ -73,10 +74,10 @@ def open_towers(encoder: Encoder, device: torch.device, of: str = AUTO, class_na
 
     of: `similarity`, `class`, or `auto`: the class where there is a classifier. A checkpoint of train/main.py gives
     both encoders with their heads of the inter term; `random:NAME` heads from its own seed, as an untrained learner has
-    them; an export, a classifier's too, and a bare backbone give the cosine of pooled features.
+    them; an export, a classifier's too, a bare backbone and others' networks give the cosine of pooled features.
     Raises RequestError for what has no positions, no classifier or no such class.
     """
-    if not isinstance(encoder.net, Backbone):
+    if not isinstance(encoder.net, (Backbone, Foreign)):
         raise RequestError(f"{encoder.text} has no map of positions, so nothing says where it looks; expected a "
                            "checkpoint, an export or random:NAME")
     kind, state = encoder.provenance.get("kind"), {}

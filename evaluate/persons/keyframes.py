@@ -103,7 +103,7 @@ class KeyframeView:
         """The settings, what they leave open filled in from the checkpoint. Raises RequestError."""
         if not isinstance(encoder.net, Backbone):
             raise RequestError(f"checkpoint {encoder.text} has no positions for boxes to lie on; detection needs a "
-                               "network, such as RUN/last.pt or random:NAME")
+                               "network of ours, such as RUN/last.pt or random:NAME")
         try:
             geometry = ClipGeometry.parse(settings.clip or encoder.clip)
         except ValueError as error:

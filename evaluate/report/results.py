@@ -182,6 +182,7 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
                 elif both:
                     out.append(f"{tested} in the pre-training list "
                                f"{trained['split']!r}, which saw them without labels.")
+        out += encoder.provenance.get("remarks", [])
         recipe = encoder.provenance.get("recipe") if encoder.provenance["kind"] != FINETUNED else None
         if recipe and "maclr" not in recipe and not encoder.provenance.get("init") and \
                 recipe["model"]["backbone"] != "r2plus1d_tiny":
