@@ -128,7 +128,8 @@ def find_videos(pipeline: Pipeline, sources: Sources, annotations: Path | None, 
         if root is None:
             raise RequestError(f"--videos {sources}: the videos of {pipeline.dataset} are made in a folder; give one")
         make_videos(root, videos=dials.videos, backgrounds=dials.backgrounds, textures=dials.textures,
-                    frames=dials.frames, height=dials.height, width=dials.width, seed=dials.seed)
+                    frames=dials.frames, height=dials.height, width=dials.width, seed=dials.seed,
+                    lookalikes=dials.lookalikes)
         annotations = annotations or root / "annotations.csv"
     stored = {}
     if pipeline.preset.layout == "folder" and (store / "current").exists():

@@ -19,7 +19,8 @@ BACKGROUND, TEXTURE, ORDER, VIDEO = range(4)  # streams of random numbers
 
 @dataclass(frozen=True)
 class Dials:
-    """What is generated: counts, length in frames, sizes in px, frames a second, seed."""
+    """What is generated: counts, length in frames, sizes in px, frames a second, seed; lookalikes: motions of a set of
+    preprocess/lookalikes.py, 0 for videos by themselves."""
 
     videos: int
     backgrounds: int
@@ -29,14 +30,15 @@ class Dials:
     width: int
     fps: int
     seed: int
+    lookalikes: int = 0
 
     @property
     def unit(self) -> float:
         return min(self.height, self.width) / 128
 
-    def random(self, stream: int, index: int = 0) -> np.random.Generator:
+    def random(self, stream: int, *index: int) -> np.random.Generator:
         """The random numbers of one background, texture or video: they depend on the seed and on nothing else."""
-        return np.random.default_rng([self.seed, stream, index])
+        return np.random.default_rng([self.seed, stream, *(index or (0,))])
 
 
 @dataclass(frozen=True)
@@ -139,22 +141,23 @@ class Scene:
         rng, unit = dials.random(VIDEO, number), dials.unit
         radius, distractor = rng.uniform(13, 20, 2) * unit
         self.camera, self.motion = _fit(rng, dials, label, radius)
-        self.patch = _patch(rng, dials, texture, radius)
+        self.patch = new_patch(rng, dials, texture, radius)
         others = [t for t in range(dials.textures) if t != texture] or [texture]
-        self.distractor = _patch(rng, dials, int(rng.choice(others)), distractor)
+        self.distractor = new_patch(rng, dials, int(rng.choice(others)), distractor)
         self.distractor_at = rng.uniform(0, 1, 2) * (dials.width, dials.height)
-        self.canvas = _canvas(dials, background)
-        self.origin = _margin(dials) + rng.uniform(-4, 4, 2)
+        self.canvas = new_canvas(dials, background)
+        self.origin = margin(dials) + rng.uniform(-4, 4, 2)
 
     def frame(self, t: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
         size = (self.dials.width, self.dials.height)
         camera = self.camera.at(t)
-        image = cv2.warpAffine(self.canvas, _shift(-self.origin - camera)[:2], size, flags=cv2.INTER_LINEAR)
-        for patch, place in ((self.distractor, _shift(self.distractor_at - camera)), (self.patch, self.object_map(t))):
+        image = cv2.warpAffine(self.canvas, self.seen(_shift(-self.origin - camera))[:2], size, flags=cv2.INTER_LINEAR)
+        for patch, place in ((self.distractor, self.seen(_shift(self.distractor_at - camera))),
+                             (self.patch, self.object_map(t))):
             layer = self._warp(patch, place)
             image = image * (1 - layer[..., 3:]) + layer[..., :3]
-        return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+        return np.clip(self.coloured(image) + 0.5, 0, 255).astype(np.uint8)
 
     def mask(self, t: int) -> np.ndarray:
         """(H, W) bool: where the object covers at least half of the pixel, moving or not."""
@@ -172,7 +175,15 @@ class Scene:
 
     def object_map(self, t: int) -> np.ndarray:
         """Object (px from its centre) -> screen at frame t: (3, 3) float64."""
-        return _shift(-self.camera.at(t)) @ self.motion.at(t)
+        return self.seen(_shift(-self.camera.at(t)) @ self.motion.at(t))
+
+    def seen(self, place: np.ndarray) -> np.ndarray:
+        """An affine map to the screen, (3, 3), as another camera would have it."""
+        return place
+
+    def coloured(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) float32 RGB, 0 to 255, in other colours."""
+        return image
 
     def _warp(self, patch: np.ndarray, to_screen: np.ndarray) -> np.ndarray:
         centre = (np.array(patch.shape[1::-1]) - 1) / 2
@@ -184,7 +195,7 @@ def _shift(by: np.ndarray) -> np.ndarray:
     return np.array([[1, 0, by[0]], [0, 1, by[1]], [0, 0, 1]])
 
 
-def _margin(dials: Dials) -> int:
+def margin(dials: Dials) -> int:
     return math.ceil(REACH * dials.unit) + 8
 
 
@@ -213,10 +224,10 @@ def _noise(rng: np.random.Generator, height: int, width: int, sigma: float) -> n
     return (noise - noise.mean()) / noise.std()
 
 
-def _canvas(dials: Dials, background: int) -> np.ndarray:
+def new_canvas(dials: Dials, background: int) -> np.ndarray:
     """A smooth background of low contrast, wider than the screen by the camera's swing: (H+2m, W+2m, 3) float32."""
-    rng, margin, unit = dials.random(BACKGROUND, background), _margin(dials), dials.unit
-    height, width = dials.height + 2 * margin, dials.width + 2 * margin
+    rng, beyond, unit = dials.random(BACKGROUND, background), margin(dials), dials.unit
+    height, width = dials.height + 2 * beyond, dials.width + 2 * beyond
     canvas = np.empty((height, width, 3), np.float32)
     canvas[:] = rng.uniform(80, 175, 3)
     for sigma, amplitude in ((24, 12), (8, 8), (rng.uniform(2, 4), 7)):
@@ -240,7 +251,7 @@ def _texture(dials: Dials, texture: int) -> np.ndarray:
     return np.clip(dark * (1 - share) + light * share + shade, 0, 255).astype(np.float32)
 
 
-def _patch(rng: np.random.Generator, dials: Dials, texture: int, radius: float) -> np.ndarray:
+def new_patch(rng: np.random.Generator, dials: Dials, texture: int, radius: float) -> np.ndarray:
     """A lobed object with a soft edge: (P, P, 4) float32, RGB times alpha, alpha in 0-1."""
     side = 2 * math.ceil(1.35 * radius) + 5
     y, x = np.mgrid[:side, :side] - (side - 1) / 2

@@ -23,17 +23,21 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
+from preprocess.lookalikes import LOOKS, MOVING, Lookalike, Member, Set
 from preprocess.scenes import CLASSES, FORMAT, ORDER, Dials, Scene
 from shared.cli import Progress, RequestError, plural
 from shared.datasets.truth import truth_path
 
-LEAST = {"videos": 1, "backgrounds": 1, "textures": 1, "frames": 2, "height": 48, "width": 48, "fps": 1, "seed": 0}
+LEAST = {"videos": 1, "backgrounds": 1, "textures": 1, "frames": 2, "height": 48, "width": 48, "fps": 1, "seed": 0,
+         "lookalikes": 0}
 COLUMNS = ("path", "label", "split", "group", "background", "texture")
+TOLD = ("motion", "look", "factor")     # of look-alikes besides
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One video to be; path is relative to the root. The group is the background, which no two splits share."""
+    """One video to be; path is relative to the root. The group is the background, or the set of look-alikes, which no
+    two splits share. motion, look: names of what look-alikes share; factor: in what a look differs from its set's."""
 
     number: int
     path: str
@@ -42,17 +46,21 @@ class Planned:
     group: str
     background: int
     texture: int
+    motion: str = ""
+    look: str = ""
+    factor: str = ""
 
 
 def make_videos(root: Path, *, videos: int, seed: int, backgrounds: int, textures: int, frames: int = 64,
-                height: int = 128, width: int = 176, fps: int = 25) -> list[Path]:
+                height: int = 128, width: int = 176, fps: int = 25, lookalikes: int = 0) -> list[Path]:
     """Write the videos, their truth and annotations.csv under `root`; what is there already is kept.
 
-    frames: T; height, width: px, even; fps: frames a second. Returns the paths of the videos, in the annotations'
+    frames: T; height, width: px, even; fps: frames a second; lookalikes: motions of a set of look-alikes, 0 for videos
+    by themselves. Returns the paths of the videos, in the annotations'
     order. The bytes depend on the arguments and the versions of numpy, OpenCV and PyAV only; memory does not grow
     with T. Raises RequestError for impossible arguments, and where `root` holds anything else.
     """
-    dials, root = Dials(videos, backgrounds, textures, frames, height, width, fps, seed), Path(root)
+    dials, root = Dials(videos, backgrounds, textures, frames, height, width, fps, seed, lookalikes), Path(root)
     _check(dials)
     planned = plan(dials)
     todo = [video for video in planned
@@ -62,7 +70,8 @@ def make_videos(root: Path, *, videos: int, seed: int, backgrounds: int, texture
     progress = Progress("synthetic videos", len(todo))
     for done, video in enumerate(todo):
         progress.update(done, f"{done} of {len(todo)}")
-        scene, path = Scene(dials, video.number, video.label, video.background, video.texture), root / video.path
+        path, scene = root / video.path, Lookalike(dials, Member.of(dials, video.number)) if lookalikes else \
+            Scene(dials, video.number, video.label, video.background, video.texture)
         path.parent.mkdir(exist_ok=True)
         # The video gets its name last: where a run was killed, no video stands there without its truth.
         _complete(truth_path(path), lambda part: _write_truth(part, scene))
@@ -76,8 +85,10 @@ def plan(dials: Dials) -> list[Planned]:
     """Class, background, texture and split of every video.
 
     Walks the table of classes and backgrounds, no pair twice before each occurred once. The last third of the
-    backgrounds (at least one, if there are two) is the test split.
+    backgrounds (at least one, if there are two) is the test split. Of look-alikes it is the last third of the sets.
     """
+    if dials.lookalikes:
+        return _plan_lookalikes(dials)
     order = dials.random(ORDER).permutation(dials.videos)
     tested = max(1, dials.backgrounds // 3) if dials.backgrounds > 1 else 0
     cycle = math.lcm(len(CLASSES), dials.backgrounds)
@@ -91,6 +102,20 @@ def plan(dials: Dials) -> list[Planned]:
     return planned
 
 
+def _plan_lookalikes(dials: Dials) -> list[Planned]:
+    sets = -(-dials.videos // (dials.lookalikes * len(LOOKS)))
+    tested = max(1, sets // 3) if sets > 1 else 0
+    planned = []
+    for number in range(dials.videos):
+        member = Member.of(dials, number)
+        label, group, shared = member.label(dials), f"s{member.set:03d}", Set.draw(dials, member.set)
+        planned.append(Planned(number, f"{label}/{label}_{number:04d}.mp4", label,
+                               "test" if member.set >= sets - tested else "train", group,
+                               shared.background(member.factor), shared.texture(member.factor), f"{group}-{label}",
+                               "-".join([group, *member.factor.split()]), member.factor))
+    return planned
+
+
 def _check(dials: Dials) -> None:
     for name, value in asdict(dials).items():
         if value < LEAST[name]:
@@ -100,11 +125,21 @@ def _check(dials: Dials) -> None:
         if name in ("backgrounds", "textures") and value > dials.videos:
             raise RequestError(f"synthetic videos: {value:,} {name} for {plural(dials.videos, 'video')}; expected at "
                                "most as many")
+    motions = dials.lookalikes
+    if motions and not 2 <= motions <= len(MOVING):
+        raise RequestError(f"synthetic videos: lookalikes is {motions}; expected 0, or 2 to {len(MOVING)} motions of a "
+                           "set")
+    for name, least in {"videos": motions * len(LOOKS), "backgrounds": 2, "textures": 3}.items() if motions else ():
+        if (value := getattr(dials, name)) < least:
+            raise RequestError(f"synthetic videos: {plural(value, name[:-1])}; expected at least {least} for sets of "
+                               f"{motions} motions in {len(LOOKS)} looks")
 
 
 def _claim(root: Path, dials: Dials, complete: bool) -> None:
     """Refuse a folder that holds other videos; leave the settings in a new one."""
     settings = {"format": FORMAT, **asdict(dials)}
+    if not dials.lookalikes:        # as records were before there were any
+        del settings["lookalikes"]
     versions = {"numpy": np.__version__, "opencv": cv2.__version__, "pyav": av.__version__}
     record = root / "synthetic.json"
     if not record.is_file():
@@ -132,8 +167,9 @@ def _claim(root: Path, dials: Dials, complete: bool) -> None:
 def _annotations(planned: list[Planned]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([getattr(video, name) for name in COLUMNS] for video in planned)
+    columns = (*COLUMNS, *TOLD) if any(video.motion for video in planned) else COLUMNS
+    writer.writerow(columns)
+    writer.writerows([getattr(video, name) for name in columns] for video in planned)
     return out.getvalue()
 
 

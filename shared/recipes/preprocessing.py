@@ -116,7 +116,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Generate:
-    """Dials of the synthetic videos: counts, frame size in pixels, length in frames, and the seed."""
+    """Dials of the synthetic videos: counts, frame size in pixels, length in frames, and the seed; lookalikes: motions
+    of a set of videos that share motions and looks, 0 for videos by themselves."""
 
     videos: int
     backgrounds: int
@@ -125,6 +126,7 @@ class Generate:
     height: int
     width: int
     seed: int
+    lookalikes: int = 0
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,8 @@ def _check(pipeline: Pipeline) -> None:
         raise RequestError(f"run.window is {pipeline.run.window}; expected at most {MAX_WINDOW} frames")
     positive = {"run.window": pipeline.run.window}
     if pipeline.preset.generate:
-        positive |= {f"generate.{k}": v for k, v in dataclasses.asdict(pipeline.preset.generate).items() if k != "seed"}
+        positive |= {f"generate.{k}": v for k, v in dataclasses.asdict(pipeline.preset.generate).items()
+                     if k not in ("seed", "lookalikes")}
     _check_positive(positive)
     for name, value in pipeline.shards.named().items():
         if value not in ("cls", "txt") and not re.fullmatch(r"json\..+", value):
