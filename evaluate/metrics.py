@@ -159,3 +159,27 @@ def interval(share: float, count: int) -> tuple[float, float]:
     half = Z95 * math.sqrt(share * (1 - share) / count + Z95 ** 2 / (4 * count ** 2))
     middle, scale = share + Z95 ** 2 / (2 * count), 1 + Z95 ** 2 / count
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def beats_all(beaten: np.ndarray, distractors: int, drawn: int) -> np.ndarray:
+    """(N,) how often what beats `beaten` (N,) of the distractors beats all that are drawn of them, without replacement:
+    C(beaten, drawn) / C(distractors, drawn). All are drawn where there are fewer."""
+    rate = np.ones(np.shape(beaten))
+    for i in range(min(drawn, distractors)):
+        rate *= np.maximum(np.asarray(beaten) - i, 0) / (distractors - i)
+    return rate
+
+
+def effective_trials(values: np.ndarray, families: np.ndarray) -> int:
+    """How many independent trials have a share that varies as the mean of these values does, for `interval`: N over the
+    design effect (Kish 1965), at most N.
+
+    values: (N,) in [0, 1]; families: (N,) whose each is, independent of one another, while their members need not be.
+    Where all values are 0, or all are 1, nothing is known of the effect, and each family counts once.
+    """
+    families, size, mean = np.unique(families, return_inverse=True)[1], len(values), float(np.mean(values))
+    count = int(families.max()) + 1
+    if count == 1 or not 0 < mean < 1:
+        return count
+    variance = count / (count - 1) * (np.bincount(families, np.asarray(values) - mean) ** 2).sum() / size ** 2
+    return int(np.clip(mean * (1 - mean) / max(variance, 1e-12), 1, size))

@@ -21,13 +21,22 @@ from shared.store.place import Place
 @dataclass(frozen=True)
 class Protocol:
     """module: with `run`; sections: of the settings that it reads, `run` beside; takes: flags of evaluate.run beyond
-    those that all take; grouped: whether --leave-out group applies; tests: what its test split is usually called."""
+    those that all take, annotations must be given; optional: that may be given; grouped: whether --leave-out group
+    applies; tests: what its test split is usually called; learns: whether it has training videos, else it asks all
+    videos where no test split is named."""
 
     module: str
     sections: tuple[str, ...]
     takes: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     grouped: bool = False
     tests: tuple[str, ...] = ("test", "test1", "val")
+    learns: bool = True
+
+    @property
+    def may(self) -> tuple[str, ...]:
+        """All flags of its own."""
+        return *self.takes, *self.optional
 
 
 PROTOCOLS = {
@@ -41,6 +50,8 @@ PROTOCOLS = {
     "finetune": Protocol("evaluate.finetuned.finetune", ("features", "finetune")),
     "saliency": Protocol("evaluate.motion.saliency", ("saliency",), ("against",), grouped=True),
     "controls": Protocol("evaluate.motion.controls", ("features", "linear", "softmax", "controls")),
+    "lookalikes": Protocol("evaluate.motion.lookalikes", ("features", "lookalikes"), optional=("annotations",),
+                           learns=False),
 }
 
 
@@ -51,7 +62,7 @@ class Request:
     encoder: the checkpoint, opened; store: its folder or URL; train_split, test_split: names; with `leave_out` the test
     videos are one group after the other of train_split (None: all videos) and test_split is None; out: where its
     figures and whatever it keeps go, a folder that exists; against: another checkpoint, for protocols that take one;
-    annotations: the official files' folder, alike.
+    annotations: the official files' folder, or a CSV, alike.
     """
 
     protocol: str

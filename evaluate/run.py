@@ -70,7 +70,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--beside", choices=[MOMENTS], help="a row of temporal moments of the same features beside the "
                         "result, for linear and retrieval")
     parser.add_argument("--annotations", type=cli.local, metavar="DIR", help="the dataset's official files, for "
-                        "protocols whose classes are not the videos': verbs, detection")
+                        "protocols whose classes are not the videos': verbs, detection; for lookalikes a CSV with "
+                        "motion and look, default annotations.csv beside the videos")
     parser.add_argument("--cache", type=cli.local, help="where features are kept; default OUT/features, and those of "
                         "evaluations beside OUT are used too")
     parser.add_argument("--out", type=cli.local, help="metrics.json, report.html and figures go here")
@@ -139,8 +140,10 @@ def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Se
         if len(names) > 1:
             own |= dict(out=args.out / name, cache=args.cache or args.out / "features")
         for flag in ("against", "beside", "annotations"):
-            if flag not in protocol.takes and any(flag in other.takes for other in protocols.values()):
+            if flag not in protocol.may and any(flag in other.may for other in protocols.values()):
                 own[flag] = None
+        if not protocol.learns and any(other.learns for other in protocols.values()):
+            own["train_split"] = None
         one = argparse.Namespace(**vars(args) | own)
         asked.append((one, load_settings(name, one.settings)))
         _check(one, protocol)
@@ -154,7 +157,9 @@ def _check(args: argparse.Namespace, protocol: Protocol) -> None:
     for flag in ("against", "beside"):
         if getattr(args, flag) and flag not in protocol.takes:
             raise RequestError(f"--{flag} does not apply to {args.protocol}; leave it out")
-    if bool(args.annotations) != ("annotations" in protocol.takes):
+    if args.train_split and not protocol.learns:
+        raise RequestError(f"--train-split does not apply to {args.protocol}, which learns nothing; leave it out")
+    if "annotations" not in protocol.optional and bool(args.annotations) != ("annotations" in protocol.takes):
         raise RequestError(f"--annotations does not apply to {args.protocol}; leave it out" if args.annotations else
                            f"--annotations is missing; {args.protocol} reads the dataset's official files in that DIR")
     if args.leave_out and (args.test_split or not protocol.grouped):
@@ -236,6 +241,11 @@ def split_pairs(index: Index, args: argparse.Namespace,
         for train, _ in pairs:
             choose(index, train)
         return pairs
+    if not protocol.learns:
+        tests = args.test_split.split(",") if args.test_split else [None]
+        for test in tests:
+            choose(index, test, "--test-split")
+        return [(None, test) for test in tests]
     instead = () if args.train_split or args.test_split or not protocol.grouped else instead
     trains = default_split(index, args.train_split, TRAIN, "--train-split", instead).split(",")
     tests = default_split(index, args.test_split, protocol.tests, "--test-split", instead).split(",")

@@ -121,6 +121,16 @@ class Controls:
 
 
 @dataclass(frozen=True)
+class Lookalikes:
+    """motion, look: columns of the dataset's annotations that name them, `class` and `group` the store's own;
+    distractors: among how many a positive must be the nearest, all where there are fewer."""
+
+    motion: str
+    look: str
+    distractors: int
+
+
+@dataclass(frozen=True)
 class Verbs:
     """classifier: `softmax` on frozen features, or `finetune`: the whole network, each event a sample; recall_events:
     of how many events at least two annotators must have named a verb for it to count in recall@5."""
@@ -169,6 +179,7 @@ class Settings:
     linear: Linear
     softmax: Softmax
     retrieval: Retrieval
+    lookalikes: Lookalikes
     finetune: Finetune
     verbs: Verbs
     detection: Detection
@@ -187,7 +198,7 @@ def check(settings: Settings) -> None:
              "saliency.clips": 1, "saliency.size": 0,
              "saliency.short_edge": 0, "saliency.shown": 0, "controls.neighbours": 1,
              "controls.untrained": 1, "controls.supervised_steps": 0, "controls.moments": 2, "controls.ridge": 0,
-             "run.batch": 1, "run.workers": -1, "run.threads": 0, "verbs.recall_events": 1,
+             "lookalikes.distractors": 1, "run.batch": 1, "run.workers": -1, "run.threads": 0, "verbs.recall_events": 1,
              "detection.short_edge": 0, "detection.bins": 1, "detection.kept": 0,
              "detection.box_score": 0, "detection.start_s": -1, "detection.shown": 0}
     for key, low in least.items():

@@ -382,6 +382,7 @@ SPELT = {"Training clips were flipped": "finetune flip=auto", "liblinear stopped
          "does not record where": "controls controls.truth=false controls.videos=DIR",
          "have no truth": "controls controls.truth=false controls.videos=DIR",
          "sees no motion in single frames": "linear features.clip=16x2",
+         "no annotations.csv is beside": "lookalikes lookalikes.motion=class lookalikes.look=group",
          "neither a whole movie": "detection detection.start_s=9", "so small that": "preprocess motion.border_px=0",
          "which maps of": "preprocess geometries=8x2,4x2"}
 

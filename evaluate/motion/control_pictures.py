@@ -6,6 +6,7 @@ n clips, HxW pixels, h'xw' positions.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,14 +23,20 @@ VIDEOS = 6            # in the probe's figure
 
 
 def scores_figure(names: Sequence[str], methods: Mapping[str, Mapping[str, float]],
-                  chance: Mapping[str, float]) -> Figure:
-    """A row a score, a dot a method, values as in metrics.json; a bar across where chance is."""
+                  chance: Mapping[str, float],
+                  spans: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> Figure:
+    """A row a score, a dot a method, values as in metrics.json; a bar across where chance is. spans: intervals of the
+    first method's, percent."""
     kinds = [measure(name) for name in names]
     figure, panels = unit_panels([kind.words for kind in kinds], kinds, [0.3] * len(names), 0.5)
     for axes, places, scale in panels:
         for i, top in places.items():
             axes.plot([scale * chance[names[i]]] * 2, [top + 0.03, top + 0.27], color="black", linewidth=1.2,
                       zorder=1, label=None if i else "chance")
+        for i, top in places.items():
+            if names[i] in spans:
+                axes.plot([scale * end for end in spans[names[i]]], [top + 0.15 - 0.036 * (len(methods) / 2)] * 2,
+                          color=COLOURS[0], linewidth=2, zorder=2)
         for number, (method, values) in enumerate(methods.items()):
             beside = 0.036 * (number - len(methods) / 2)              # so that equals are all seen
             there = [(scale * values[names[i]], top + 0.15 + beside) for i, top in places.items()

@@ -75,6 +75,8 @@ def figures_html(figures: Sequence[Figure]) -> str:
 
 
 def _splits(splits: Mapping) -> dict:
+    if splits["train"] == [None] and splits["leave_out"] is None:
+        return {"videos": [split or "all" for split in splits["test"]]}
     if splits["leave_out"] is None:
         return {"train split": splits["train"], "test split": splits["test"]}
     return {"videos": [split or "all" for split in splits["train"]],

@@ -10,7 +10,7 @@ from pathlib import Path
 from evaluate import metrics
 from evaluate.features.encoders import Encoder
 from evaluate.features.extract import choose
-from evaluate.protocol import Figure, Result
+from evaluate.protocol import Figure, Result, find_protocol
 from evaluate.report.words import measure
 from shared.cli import RequestError, plural
 from shared.nn.checkpoint import FINETUNED
@@ -61,7 +61,7 @@ def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints
         "seeds": sorted({run.seed for run in runs}),
         "splits": {"train": list(dict.fromkeys(run.train_split for run in runs)),
                    "test": list(dict.fromkeys(run.test_split for run in runs)),
-                   "leave_out": "group" if first.test_split is None else None},
+                   "leave_out": "group" if first.test_split is None and find_protocol(protocol).learns else None},
         "counts": dict(first.result.counts),
         "runs": [{"checkpoint": run.checkpoint, "train_split": run.train_split, "test_split": run.test_split,
                   "seed": run.seed, "metrics": dict(run.result.metrics), "counts": dict(run.result.counts)}

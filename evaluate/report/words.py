@@ -39,6 +39,8 @@ _SALIENCY = {
     "object_mass": Measure("share on the object", "How much of it lies on the true object?"),
     "object_pointing": Measure("peak on the object", "How often is its largest value there?"),
 }
+_CHANGED = {"static_look": "another background", "moving_look": "an object with another texture",
+            "object": "another object", "view": "another view", "style": "other colours everywhere"}
 MEASURES = {
     "top1": Measure("top-1 accuracy", "How often does the right class score highest?"),
     "top5": Measure("top-5 accuracy", "How often is the right class among the five that score highest?"),
@@ -59,6 +61,10 @@ MEASURES = {
                                "left in, less the correlation with clips of other videos.", False),
     "energy": Measure("motion energy", "Do features tell when much moves? Rank correlation over a video's clips.",
                       False),
+    "lookalikes": Measure("same motion nearest of look-alikes", "How often is the same motion in another look nearer "
+                          "than other motions in the same look? Features of the look alone score below chance."),
+    **{f"lookalikes_{name}": Measure(f"same motion nearest: {words}", f"The same, where the positive has {words}.")
+       for name, words in _CHANGED.items()},
     "r@1": Measure("R@1", "How often is the nearest training video of the same class?"),
     **{f"r@{k}": Measure(f"R@{k}", f"How often is one of the nearest {k} training videos of the same class?")
        for k in (5, 10, 20)},

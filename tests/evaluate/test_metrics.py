@@ -82,3 +82,20 @@ def test_interval_holds_the_share(count, data):
     share = data.draw(st.integers(0, count)) / count
     low, high = metrics.interval(share, count)
     assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_beating_all_that_are_drawn_is_hypergeometric(distractors, drawn):
+    taken = min(drawn, distractors)
+    expected = [math.comb(beaten, taken) / math.comb(distractors, taken) for beaten in range(distractors + 1)]
+    np.testing.assert_allclose(metrics.beats_all(np.arange(distractors + 1), distractors, drawn), expected)
+
+
+def test_trials_that_belong_together_count_as_one():
+    rng = np.random.default_rng(0)
+    single = (rng.random(400) < 0.3).astype(float)
+    assert metrics.effective_trials(single, np.arange(400)) == pytest.approx(400, abs=1.01)     # n - 1 of n
+    assert metrics.effective_trials(single.repeat(5), np.arange(400).repeat(5)) == pytest.approx(400, abs=1.01)
+    assert metrics.effective_trials(np.tile([0.0, 1.0], 50), np.arange(100) // 2) == 100         # they even out
+    assert metrics.effective_trials(np.ones(100), np.arange(100) // 10) == 10
+    assert metrics.effective_trials(rng.random(30), np.zeros(30)) == 1
