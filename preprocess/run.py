@@ -78,21 +78,30 @@ def main(argv: Sequence[str]) -> int:
         check_place(store, root)
     with damage_stops(store), Arrival(store, args.part) if args.part else nullcontext() as arrival:
         pipeline = load_pipeline(args.dataset, args.recipe, settings, stored=stored_recipe(store))
+        if pipeline.recipe.packs.twin_seed is not None:
+            raise RequestError(f"--store {store} holds twins of another store's videos (packs.twin_seed), which "
+                               "preprocess.twins makes; choose another --store")
         pipeline = resolve(pipeline, elsewhere=bool(args.address))
         agree(store, pipeline)
-        catalog = find_videos(pipeline, sources, annotations, store)
-        reader = InProcess() if args.engine == "serial" else ChildProcess()
-        try:
-            if args.plan:
-                return show_plan(Session.look(store, pipeline, catalog), args.retry_failed, reader)
-            if arrival:
-                return execute_part(arrival, pipeline, catalog, args, reader)
-            with Session.open(store, pipeline, catalog) as session:
-                return execute(session, args, reader)
-        except FlowError as error:
-            raise Stopped(f"{error}; mend it, or choose another backend with --flow and another --store") from error
-        finally:
-            reader.close()
+        return work(store, pipeline, find_videos(pipeline, sources, annotations, store), args, arrival)
+
+
+def work(store: Place, pipeline: Pipeline, catalog: Catalog, args: argparse.Namespace,
+         arrival: Arrival | None = None) -> int:
+    """Plan, or make, what the catalog has and the store lacks; returns the exit code. arrival: as one of several
+    parts."""
+    reader = InProcess() if args.engine == "serial" else ChildProcess()
+    try:
+        if args.plan:
+            return show_plan(Session.look(store, pipeline, catalog), args.retry_failed, reader)
+        if arrival:
+            return execute_part(arrival, pipeline, catalog, args, reader)
+        with Session.open(store, pipeline, catalog) as session:
+            return execute(session, args, reader)
+    except FlowError as error:
+        raise Stopped(f"{error}; mend it, or choose another backend with --flow and another --store") from error
+    finally:
+        reader.close()
 
 
 def absolute(flag: str, place: Place | str) -> Place | str:

@@ -75,13 +75,15 @@ class Clips:
 
 @dataclass(frozen=True)
 class Packs:
-    """What a pack holds and how large it may grow; jpeg_quality 1-100; edges and flow are stored at half size."""
+    """What a pack holds and how large it may grow; jpeg_quality 1-100; edges and flow are stored at half size.
+    twin_seed: of the noise where the frames are twins of another store's (preprocess.twins), which sets it."""
 
     jpeg_quality: int
     videos: int
     frames: int
     edges: bool
     flow: bool
+    twin_seed: int | None = late(None)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from shared.cli import plural
-from shared.videos.files import VideoError, VideoFile, size_of, words
+from shared.videos.files import Drawn, VideoError, VideoFile, size_of, words
 from shared.videos.streams import ASSUMED_FPS, READING, Frames, Source, count_packets, open_frames
 
 MIN_SIDE = 16  # px; TV-L1's coarsest scale needs this much
@@ -92,6 +92,10 @@ def open_video(path: VideoFile, short_side: int = 256, multiple: int = 8, window
 
     Raises VideoError: no such file, no video, no such frame, or frames too small.
     """
+    if isinstance(path, Drawn):
+        with path.open(window) as drawn:
+            yield drawn
+        return
     with open_frames(path, reading) as (frames, numbered):
         yield Decoder(frames, numbered, short_side, multiple, window, square_pixels, reading, first, wanted)
 
@@ -205,6 +209,9 @@ def good_runs(path: VideoFile, square_pixels: bool = True, reading: int = READIN
 
     Raises VideoError where there is none.
     """
+    if isinstance(path, Drawn):
+        whole = path.probe()
+        return [GoodRun(0, whole.frames, whole.source_height, whole.source_width)]
     runs, shape = [], None
     with open_frames(path, reading) as (frames, numbered):
         for number, frame in numbered:
@@ -232,6 +239,8 @@ def probe(path: VideoFile, square_pixels: bool = True, reading: int = READING) -
     the file's bytes, its packets are counted.
     Raises VideoError: no such file, no video, no first frame, or frames too small.
     """
+    if isinstance(path, Drawn):
+        return path.probe()
     with open_frames(path, reading) as (frames, numbered):
         _, first = next(numbered)
         source, stream = frames.source, frames.source.stream

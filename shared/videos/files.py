@@ -9,8 +9,9 @@ import os
 import stat
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,21 @@ class Span:
         return FREE + -(-self.size // AHEAD) if isinstance(self.place, ObjectPath) else 0
 
 
-VideoFile = str | Path | Span
+class Drawn(ABC):
+    """A video that is no file: its frames are drawn when they are asked for. place: what they are drawn from."""
+
+    place: Place
+
+    @abstractmethod
+    def open(self, window: int) -> AbstractContextManager:
+        """What `shared.videos.decode.Decoder` is of a file."""
+
+    @abstractmethod
+    def probe(self):
+        """Its `shared.videos.decode.Probe`."""
+
+
+VideoFile = str | Path | Span | Drawn
 
 
 def span_of(place: ObjectPath, state: str) -> Span:
