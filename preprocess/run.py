@@ -79,8 +79,8 @@ def main(argv: Sequence[str]) -> int:
     with damage_stops(store), Arrival(store, args.part) if args.part else nullcontext() as arrival:
         pipeline = load_pipeline(args.dataset, args.recipe, settings, stored=stored_recipe(store))
         if pipeline.recipe.packs.twin_seed is not None:
-            raise RequestError(f"--store {store} holds twins of another store's videos (packs.twin_seed), which "
-                               "preprocess.twins makes; choose another --store")
+            raise RequestError(f"packs.twin_seed is {pipeline.recipe.packs.twin_seed}: only preprocess.twins adds to a "
+                               f"store of twins; choose another --store than {store}, and leave that setting out")
         pipeline = resolve(pipeline, elsewhere=bool(args.address))
         agree(store, pipeline)
         return work(store, pipeline, find_videos(pipeline, sources, annotations, store), args, arrival)

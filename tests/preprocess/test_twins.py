@@ -126,7 +126,7 @@ def test_refusals(store, tmp_path, more, message):
 def test_twins_and_videos_are_kept_apart(store, made, small_videos):
     with pytest.raises(RequestError, match="holds twins already"):
         twins.main([str(made), "--out", str(made) + "2", *SERIAL])
-    with pytest.raises(RequestError, match="holds twins"):
+    with pytest.raises(RequestError, match="only preprocess.twins adds to a store of twins"):
         run.main(["--dataset", "folder", "--videos", str(small_videos), "--store", str(made), *SERIAL])
     shutil.copytree(store, store.parent / "copy")
     with pytest.raises(RequestError, match="holds videos, not twins"):
