@@ -11,13 +11,14 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from preprocess import relabel
-from preprocess.life import await_silence
+from preprocess.life import Life, await_silence
 from shared import cli, motion
 from shared.cli import Progress, RequestError, plural
 from shared.clips.index import ClipGeometry, ClipIndexer
@@ -40,7 +41,7 @@ from shared.store.objects import fetched, upload_pack
 from shared.store.packs import write_array
 from shared.store.place import ObjectPath, Place, store_argument
 from shared.store.rebuild import build_index, with_unpacked
-from shared.store.record import each_record, fsync_directory, write_atomic, write_json_atomic, write_synced
+from shared.store.record import each_record, fsync_directory, run_name, write_atomic, write_json_atomic, write_synced
 from shared.store.shards import ReadCounts, ShardReader
 from shared.store.tables import PackRow
 from shared.store.verify import ROOT, hash_file, read_root, read_whole, seal_attributes
@@ -67,8 +68,10 @@ def main(argv: Sequence[str]) -> int:
         geometry = args.clips and ClipGeometry.parse(args.clips)
     except ValueError as error:
         raise RequestError(f"--clips: {error}") from None
-    with damage_stops(store), store_lock(store):
-        await_silence(store)
+    with damage_stops(store), store_lock(store), closing(Life(store, run_name(str(os.getpid())))) as life:
+        life.state = "reindexing"
+        life.start()      # a part that comes meanwhile sees that it must wait
+        await_silence(store, life.path.name)
         sweep_partials(store)
         if geometry:
             add_everywhere(store, geometry)

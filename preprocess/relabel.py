@@ -89,7 +89,7 @@ def drop(store: Place, ids: Sequence[str], reason: str = "dropped by request") -
 def missing(store: Place, videos: Sequence[str]) -> list[str]:
     """Ids of the videos, packed or failed, that are in the sources no more (`Scan.gone`), as a run counts them. Raises
     RequestError for sources that hold none of the packed ones."""
-    sources = open_sources(videos)
+    sources = open_sources(videos, "--drop-missing")
     if away := next((place for place in sources.folders if not place.is_dir()), None):
         raise RequestError(f"--drop-missing {away} is no folder; expected the one that holds the store's videos")
     index = Index.load(store)

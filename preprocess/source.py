@@ -34,7 +34,7 @@ def show_source(asked: str, out: Path, settings: Sequence[str]) -> int:
 
     Raises RequestError for a file that is not there.
     """
-    path, name = video_file(asked), asked.rpartition("/")[2]
+    path, name = video_file(asked, "--source"), asked.rpartition("/")[2]
     if path is None:
         raise RequestError(f"--source {asked}: no such file; expected a video file, its URL, or ARCHIVE.tar/NAME")
     pipeline = resolve(load_pipeline("folder", settings=settings))

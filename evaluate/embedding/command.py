@@ -32,6 +32,7 @@ from evaluate.settings import RunEvaluation, Settings
 from shared import cli
 from shared.cli import RequestError, plural
 from shared.clips.index import ClipGeometry
+from shared.datasets.sources import single_file
 from shared.nn.distributed import World, close_world, open_world
 from shared.nn.together import together
 from shared.pictures import figures
@@ -198,6 +199,8 @@ def known_id(asked: str, ids: list[str], videos: Videos) -> str | None:
         return asked
     path = as_place(asked)
     if path.is_file():
+        if single_file([path]) is None:
+            raise RequestError(f"--query {asked} is an archive; expected one of its videos, as {TABLE} of OUT names it")
         files = {video.id: video.file(videos.place) for video in videos.videos.values()} if \
             isinstance(videos, FolderVideos) else {}
         inside = {str(getattr(file, "place", file)): id for id, file in files.items()}

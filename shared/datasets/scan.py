@@ -84,14 +84,14 @@ def scan(videos: Sources | Place, fields: Fields = Fields(), known: Headers = Ma
     return replace(found, ignored=ignored, requests=requests)
 
 
-def video_file(text: str) -> VideoFile | None:
-    """A single video: a file, an object, or a member as ARCHIVE/NAME; None where there is none. Raises RequestError for
-    an archive that cannot be read by range."""
+def video_file(text: str, flag: str) -> VideoFile | None:
+    """A single video, as the argument of `flag` names it: a file, an object, or a member as ARCHIVE/NAME; None where
+    there is none. Raises RequestError for an archive that is not there or cannot be read by range."""
     if file := single_file([text]):
         return span_of(file, file.state()) if isinstance(file, ObjectPath) else file
     if not (inside := re.match(r"(.+?\.(?:tar|zip))/(.+)", text, re.IGNORECASE)):
         return None
-    sources = open_sources([inside[1]])
+    sources = open_sources([inside[1]], flag)
     return scan(sources).files.get(f"{sources.archives[0].name}/{inside[2]}") if sources.archives else None
 
 

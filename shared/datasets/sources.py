@@ -62,9 +62,17 @@ def as_sources(videos: "Sources | Place") -> Sources:
     return videos if isinstance(videos, Sources) else Sources((str(videos),), (videos,))
 
 
-def open_sources(texts: Sequence[str | Place]) -> Sources:
-    """The folders and archives that these arguments of --videos name; storage is asked once for each place, and what a
+def open_sources(texts: Sequence[str | Place], flag: str = "--videos") -> Sources:
+    """The folders and archives that these arguments of `flag` name; storage is asked once for each place, and what a
     pattern names must all be there. Raises RequestError."""
+    try:
+        return _open(texts)
+    except RequestError as error:
+        raise RequestError(f"{flag} {error}") from None
+
+
+def _open(texts: Sequence[str | Place]) -> Sources:
+    """As `open_sources`, but what a RequestError says does not name the flag."""
     folders, wanted, said = [], defaultdict(list), []
     for text in map(str, texts):
         if "://" not in text:
@@ -74,7 +82,7 @@ def open_sources(texts: Sequence[str | Place]) -> Sources:
         said.append(text)
         if "://" not in text and Path(text).is_dir() or not _archives_named(text):
             if text.partition("://")[0] in UNLISTED:
-                raise RequestError(f"--videos {text}: a web server lists no files; expected its tar or zip archives by "
+                raise RequestError(f"{text}: a web server lists no files; expected its tar or zip archives by "
                                    "name, such as 'https://host/{000..123}.tar'")
             folders.append(_argument(store_argument, text))
             continue
@@ -98,20 +106,20 @@ def _argument(read, text: str) -> Place:
     try:
         return read(text)
     except argparse.ArgumentTypeError as error:
-        raise RequestError(f"argument --videos: {error}") from None
+        raise RequestError(f"{text!r}: {error}") from None
 
 
 def _archives_named(text: str) -> bool:
     """Whether this means archives, by its ending or as a pattern. Raises RequestError for what cannot be read."""
     if text.lower().endswith(COMPRESSED):
-        raise RequestError(f"--videos {text} is compressed, which cannot be read by range; decompress it (gunzip, "
+        raise RequestError(f"{text} is compressed, which cannot be read by range; decompress it (gunzip, "
                            "unzstd, ...) and give the plain .tar")
     if text.lower().endswith((TAR, ZIP)):
         return True
     if any(mark in text for mark in "{*?["):
         if "://" not in text and Path(text).exists():
             return False
-        raise RequestError(f"--videos {text} is no pattern of archives; expected one that ends with .tar or .zip, such "
+        raise RequestError(f"{text} is no pattern of archives; expected one that ends with .tar or .zip, such "
                            "as 'shards/{000000..000123}.tar'")
     return False
 
@@ -132,7 +140,7 @@ def _found(text: str, root: Place) -> Iterable[Place]:
             continue
         found = [place for place in sorted(root.glob(rest)) if not place.name.startswith(".")]
         if not found:
-            raise RequestError(f"--videos {one} names nothing that is there; expected tar or zip archives")
+            raise RequestError(f"{one} names nothing that is there; expected tar or zip archives")
         yield from found
 
 
@@ -144,19 +152,19 @@ def expanded(text: str) -> list[str]:
     if numbers := NUMBERS.fullmatch(match[1]):
         first, last = map(int, numbers.groups())
         if abs(last - first) >= MOST:
-            raise RequestError(f"--videos {text} stands for {abs(last - first) + 1:,} archives; expected at most "
+            raise RequestError(f"{text} stands for {abs(last - first) + 1:,} archives; expected at most "
                                f"{MOST:,}")
         width = max(map(len, numbers.groups())) if any(len(n) > 1 and n[0] == "0" for n in numbers.groups()) else 0
         options = [f"{n:0{width}d}" for n in (range(first, last + 1) if first <= last else range(first, last - 1, -1))]
     elif "," in match[1]:
         options = match[1].split(",")
     else:
-        raise RequestError(f"--videos {text}: {match[0]} is no range; expected such as {{000000..000123}} or {{a,b}}")
+        raise RequestError(f"{text}: {match[0]} is no range; expected such as {{000000..000123}} or {{a,b}}")
     out = []
     for option in options:
         out += expanded(text[:match.start()] + option + text[match.end():])
         if len(out) > MOST:
-            raise RequestError(f"--videos {text} stands for more than {MOST:,} archives; expected at most so many")
+            raise RequestError(f"{text} stands for more than {MOST:,} archives; expected at most so many")
     return out
 
 
@@ -173,7 +181,7 @@ def _versions(root: Place, pairs: list[tuple[str, Place]]) -> list[Archive]:
     missing = [pair for pair, state in zip(pairs, states) if state is None]
     if missing:
         text, place = missing[0]
-        raise RequestError(f"--videos {text}: {plural(len(missing), 'archive')} of {len(pairs):,} "
+        raise RequestError(f"{text}: {plural(len(missing), 'archive')} of {len(pairs):,} "
                            f"{'is' if len(missing) == 1 else 'are'} not there (first {place}); expected all of them, "
                            "or a pattern such as *.tar for those that are there")
     return [Archive(root, place, state) for (_, place), state in zip(pairs, states)]

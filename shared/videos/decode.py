@@ -227,11 +227,6 @@ def good_runs(path: VideoFile, square_pixels: bool = True, reading: int = READIN
     return runs
 
 
-def count_frames(path: VideoFile) -> int:
-    """Frames of the longest run of good ones: all of them where nothing is damaged. Raises VideoError where none."""
-    return max(run.frames for run in good_runs(path))
-
-
 def probe(path: VideoFile, square_pixels: bool = True, reading: int = READING) -> Probe:
     """Length, rate and size from the headers; the first frame too is decoded, since PyAV shows rotation only there.
 

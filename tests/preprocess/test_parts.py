@@ -189,6 +189,14 @@ def test_who_wants_the_store_alone_waits_for_the_signs_of_parts(videos, finished
     whole.thread.join()
     assert run.main(command(videos, store)) == 0 and not list(store.glob("records/life-*"))
 
+    def rebuilt(store):
+        assert [sign.document["state"] for sign in life.signs(store)] == ["reindexing"]
+        assert status.main([str(store)]) == 4
+        with pytest.raises(Busy, match="a run without --part is writing"):
+            run.main(command(videos, store, "--part", "1/2"))
+    monkeypatch.setattr(reindex, "rebuild", rebuilt)
+    assert reindex.main([str(store)]) == 0 and not list(store.glob("records/life-*"))
+
 
 def test_a_planned_video_that_has_gone_is_a_failure(videos, tmp_path, capsys):
     mine, store = tmp_path / "videos", tmp_path / "store"

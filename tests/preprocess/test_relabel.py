@@ -122,6 +122,7 @@ def test_what_the_folder_no_longer_has(made, store, tmp_path, capsys):
 @pytest.mark.parametrize("argv, message", [
     (["--drop", "nope"], "holds no video 'nope'.*--list"),
     (["--drop-missing", "/nonexistent"], "is no folder"),
+    (["--drop-missing", "/nonexistent.tar"], "^--drop-missing /nonexistent.tar: 1 archive of 1 is not there"),
     (["--annotations", "/nonexistent.csv"], "cannot read"),
     (["--annotations", "a.csv", "--clips", "8x1"], "not allowed with argument"),
 ])

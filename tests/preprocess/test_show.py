@@ -205,6 +205,8 @@ def test_a_file_through_every_stage_without_a_store(store, tmp_path, capsys):
     assert show.main(["--source", str(videos / "class1/broken.mp4"), "--out", str(tmp_path / "no.png")]) == 1
     assert "failed at stage `open`: not a video: invalid data" in capsys.readouterr().out
     assert cv2.imread(str(tmp_path / "no.png")).min() < 100             # the words stand in the picture too
+    with pytest.raises(RequestError, match="^--source .*none.tar: 1 archive of 1 is not there"):
+        show.main(["--source", str(tmp_path / "none.tar/a.mp4"), "--out", str(tmp_path / "no.png")])
     for wrong in ([str(store), "--source", "x.mp4", "--out", "a.png"], ["--out", "a.png"],
                   ["--source", "x.mp4", "--list"], [str(store), "--out", "a.png", "--set", "a=b"]):
         with pytest.raises(RequestError, match="without one|goes with --out PNG|belongs to --source"):

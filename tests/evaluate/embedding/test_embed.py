@@ -420,6 +420,9 @@ def test_video_files_on_object_storage(call, videos, film, make_video, bucket, t
         assert embed.main(["--out", str(out), "--query", query, "-k", "9", *FAST]) == cli.DONE
         assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
     assert embed.main(["--out", str(packed), "--query", "all.tar/a/one.mp4", "-k", "2", *FAST]) == cli.DONE
+    for archive in (f"{bucket}/shards/all.tar", str(tmp_path / "all.tar")):
+        with pytest.raises(RequestError, match=f"--query {archive} is an archive; expected one of its videos, as vid"):
+            embed.main(["--out", str(packed), "--query", archive, *FAST])
     with pytest.raises(RequestError, match="folder s3://.*/nothing does not exist"):
         call("--videos", f"{bucket}/nothing")
 

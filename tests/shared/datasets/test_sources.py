@@ -115,6 +115,7 @@ def test_what_is_not_there_or_cannot_be_read_is_refused(tmp_path, monkeypatch, t
     with pytest.raises(RequestError) as caught:
         opened(text)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("--videos ") != (text == "none")
 
 
 def test_a_folder_of_archives_alone_says_how_they_are_read(tmp_path):

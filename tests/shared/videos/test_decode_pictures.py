@@ -9,8 +9,8 @@ import pytest
 from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from shared.videos.decode import count_frames, good_runs, open_video, probe
-from tests.shared.videos.test_decode import read, read_damaged, scene, turned, write
+from shared.videos.decode import good_runs, open_video, probe
+from tests.shared.videos.test_decode import count_frames, read, read_damaged, scene, turned, write
 
 EXACT = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 

@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from shared.videos.decode import GoodRun, count_frames, good_runs, open_video, probe
+from shared.videos.decode import GoodRun, good_runs, open_video, probe
 from shared.videos.streams import COUNTED_BYTES, LEADING_PACKETS, Frames, VideoError, count_packets, open_source
-from tests.shared.videos.test_decode import read, read_damaged, scene, write
+from tests.shared.videos.test_decode import count_frames, read, read_damaged, scene, write
 
 KEY = {"g": "20"}
 X265 = {"x265-params": "keyint=20:min-keyint=20:log-level=none"}
