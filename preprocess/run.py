@@ -13,9 +13,10 @@ from pathlib import Path
 from preprocess import cost as costing
 from preprocess import drive, engines
 from preprocess import flow as optical_flow
+from preprocess.agreement import agree, check_place, stored_recipe
 from preprocess.parts import Arrival, PartSession, parse_part
 from preprocess.plan import Plan
-from preprocess.session import Session, agree, check_place, stored_recipe
+from preprocess.session import Session
 from preprocess.stages import FlowError, flow_parameters
 from preprocess.synthetic import make_videos
 from shared import cli

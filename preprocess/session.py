@@ -1,26 +1,24 @@
 """One run over one store: what is there already, what is to do, what came of it, and the record it leaves."""
 
 import os
-import re
 import shlex
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from preprocess import plan as planning
+from preprocess.agreement import agree
 from preprocess.engines import Outcome
 from preprocess.life import Life, await_silence
 from preprocess.machine import device, versions
 from preprocess.plan import Plan, PlannedPack
 from preprocess.task import Misplanned, PackReport
-from shared.cli import RequestError, typed
 from shared.datasets.catalog import Catalog
 from shared.datasets.headers import keep_headers
-from shared.recipes.preprocessing import Pipeline, Recipe, pack_recipe_hash, read_description, recipe_hash
-from shared.recipes.settings import differences, spelt
+from shared.recipes.preprocessing import Pipeline, pack_recipe_hash, recipe_hash
 from shared.store.committed import sweep_partials
 from shared.store.index import Index, publish, read_failures, write_failures
 from shared.store.layout import FORMAT, StoreError
@@ -35,53 +33,6 @@ from shared.videos.isolate import ChildProcess, InProcess
 
 PLAN = "plan"        # kind, and beginning of the name, of a plan that parts share
 PUBLISH_SHARE = 50   # a publication takes at most so small a share of the time between two
-
-
-def check_place(store: Place, root: Path) -> None:
-    """Refuse a folder, or a prefix of objects, that is no store, before anything in it is touched.
-
-    Raises RequestError.
-    """
-    if store == root or store in root.parents:
-        raise RequestError(f"--store {store} holds the videos of {root}; choose a folder of its own")
-    if not store.exists() or (store / "store.json").exists():
-        return
-    if not store.is_dir():
-        raise RequestError(f"--store {store} is a file; expected a folder")
-    if (store / "packs").is_dir():
-        raise RequestError(f"{store} has packs but no store.json; `python -m preprocess.reindex {typed(store)}` "
-                           f"restores it from the records")
-    if any(not re.fullmatch(r"\.lock|\..+\.[0-9a-f]{32}\.partial", entry.name) for entry in store.iterdir()
-           if entry.name != "records" or not all(re.fullmatch(r"life-.+|\..+", sign.name) for sign in entry.iterdir())):
-        raise RequestError(f"{store} is no store and not empty; choose a new or an empty folder")
-
-
-def stored_recipe(store: Place) -> dict | None:
-    """The recipe that the store was made with; None where there is no store."""
-    return read_description(store)["recipe"] if (store / "store.json").exists() else None
-
-
-def agree(store: Place, pipeline: Pipeline) -> tuple[Pipeline, tuple[str, ...]]:
-    """The pipeline as the store has it, and the store's classes. Raises RequestError where they cannot agree."""
-    if not (store / "store.json").exists():
-        return pipeline, ()
-    stored = read_description(store)
-    if stored["dataset"] != pipeline.dataset:
-        raise RequestError(f"{store} holds the dataset {stored['dataset']!r}, asked was {pipeline.dataset!r}; "
-                           f"choose another --store")
-    recipe = pipeline.recipe
-    geometries = tuple(stored["recipe"]["clips"]["geometries"])
-    if set(recipe.clips.geometries) <= set(geometries):
-        # A geometry that reindex has added since is made for new packs too.
-        recipe = replace(recipe, clips=replace(recipe.clips, geometries=geometries))
-    different = differences(spelt(Recipe, stored["recipe"]), spelt(Recipe, recipe.to_dict()))
-    if different:
-        added = set(recipe.clips.geometries) - set(geometries)
-        adding = " && ".join(f"python -m preprocess.reindex {typed(store)} --clips {clips}" for clips in sorted(added))
-        hint = f"; add what clips it lacks with `{adding}`" if added and len(different) == 1 else ""
-        raise RequestError(f"{store} was made with another recipe: {'; '.join(different)}; use the store's settings or "
-                           f"another --store{hint}")
-    return replace(pipeline, recipe=recipe), tuple(stored["classes"])
 
 
 class Session:

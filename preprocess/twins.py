@@ -11,8 +11,8 @@ from pathlib import Path
 
 from preprocess import engines, run
 from preprocess import flow as optical_flow
+from preprocess.agreement import check_place, stored_recipe
 from preprocess.noise import Twin
-from preprocess.session import check_place, stored_recipe
 from shared import cli
 from shared.cli import RequestError
 from shared.datasets.catalog import Catalog, Video
