@@ -1,8 +1,10 @@
-"""A collection of 240,000 videos in 2,400 tar shards: seconds and memory of its catalog and its plan.
+"""A collection of 240,000 videos in 2,400 tar shards: seconds and memory of its catalog, its plan,
+its index and its status.
 
     python tests/bench/sources.py [shards] [videos a shard] [videos planned]
 
 The shards are links to one, so that the disk holds 100 videos; each of them is listed, and as many as asked probed.
+The index has a row for each of those, as a run of that plan would write it; the packs themselves are not made.
 """
 
 import os
@@ -13,13 +15,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from preprocess import status
+from preprocess.cost import FILES_PER_PACK
 from preprocess.plan import make_plan
 from preprocess.synthetic import make_videos
 from shared.datasets.archives import Fields
 from shared.datasets.catalog import open_catalog
 from shared.datasets.headers import keep_headers, read_headers
 from shared.datasets.sources import open_sources
-from shared.recipes.preprocessing import load_pipeline
+from shared.recipes.preprocessing import load_pipeline, recipe_hash
+from shared.store.index import Index, publish
+from shared.store.record import write_json_atomic
+from shared.store.tables import PackRow, VideoRow
 from shared.videos.isolate import ChildProcess
 
 
@@ -55,6 +62,21 @@ def main(shards: int = 2400, videos: int = 100, planned: int = 240_000) -> None:
         plan = make_plan(catalog, recipe, {video.id for video in catalog.videos[:planned]}, reader=reader)
         reader.close()
         say(f"plan of {len(plan.probes):,} videos in {len(plan.packs):,} packs")
+        files = {f"file{number}": (1 << 20, number) for number in range(FILES_PER_PACK)}
+        paths = {video.id: video.path for video in catalog.videos}
+        rows = [VideoRow(video, paths[video], pack.name, 24 * number, 24, number % 10, f"class{number % 10}",
+                         fps=25.0, source_height=48, source_width=48)
+                for pack in plan.packs for number, video in enumerate(pack.videos)]
+        write_json_atomic(store / "store.json", {
+            "format": 1, "dataset": "folder", "classes": [f"class{number}" for number in range(10)],
+            "recipe": recipe.to_dict(), "recipe_hash": recipe_hash(recipe.to_dict())})
+        publish(store, [PackRow(pack.name, f"packs/48x48/{pack.name}", 24 * len(pack.videos), len(pack.videos), "cpu",
+                                files) for pack in plan.packs], rows)
+        say(f"index of {len(rows):,} videos published")
+        Index.load(store)
+        say("index opened")
+        status.main([str(store)])
+        say("status")
 
 
 if __name__ == "__main__":
