@@ -1,9 +1,11 @@
-"""A Ray head and two more raylets on loopback as three nodes; nodes and drivers are killed -9 by turns.
+"""A Ray head and two more raylets on loopback as three nodes; nodes, drivers and heads are killed -9 by turns.
 
     python tests/bench/nodes.py [--kills 6]
 
-The run is started again after each kill of its driver, a node comes back after each kill of its own. In the end the
-arrays are compared with those of one process. Never `ray stop`: it ends by name whatever looks like Ray's.
+The run is started again after each kill of its driver, a node comes back after each kill of its own. With its head the
+cluster is gone: the driver has to leave by itself, with exit code 3 (2 where it had not joined yet), and goes on with
+a new cluster. In the end the arrays are compared with those of one process. Never `ray stop`: it ends by name
+whatever looks like Ray's.
 """
 
 import argparse
@@ -51,6 +53,12 @@ def start_node(folder: Path, head: str | None) -> tuple[subprocess.Popen, str]:
     return process, head or f"{LOOPBACK}:{port}"
 
 
+def start_cluster(folder: Path) -> tuple[list[subprocess.Popen], str]:
+    """A head and two more nodes; and the head's address."""
+    head, address = start_node(folder, None)
+    return [head, *(start_node(folder, address)[0] for _ in range(2))], address
+
+
 def kill(process: subprocess.Popen) -> None:
     """-9 for it and all below it, as when a machine goes."""
     below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -74,20 +82,20 @@ def main() -> None:
         line = [sys.executable, "-m", "preprocess.run", "--dataset", "folder", "--videos", str(videos), "--set",
                 "packs.videos=1", "--flow", "cpu", "--set", "iterations=300", "--set", "retries=8"]
         subprocess.run([*line, "--store", str(one), "--engine", "serial"], check=True, capture_output=True)
-        head, address = start_node(temporary, None)
-        nodes.append(head)
-        nodes += [start_node(temporary, address)[0] for _ in range(2)]
-        line += ["--store", str(store), "--engine", "ray", "--address", address]
-        kills, stops, due = {"node": 0, "driver": 0}, 0, None
+        nodes, address = start_cluster(temporary)
+        line += ["--store", str(store), "--engine", "ray", "--address"]
+        kills, stops, due = {"node": 0, "driver": 0, "head": 0}, 0, None
         while True:
             if driver is None:
-                driver = subprocess.Popen(line, env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL,
+                driver = subprocess.Popen([*line, address], env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL,
                                           stderr=subprocess.PIPE, text=True)
             if driver.poll() == 0:
                 break
             if driver.poll() is not None:
                 stops += 1
                 print(f"the driver left with {driver.returncode}: {driver.stderr.read().splitlines()[-1:]}", flush=True)
+                if driver.returncode not in (2, 3):
+                    raise SystemExit("expected exit code 3; 2 where it had not joined yet")
                 if stops > 10 + args.kills:
                     raise SystemExit("it does not get on")
                 driver = None
@@ -96,21 +104,27 @@ def main() -> None:
             if due is None and list(store.glob("packs/*/[!.]*")):
                 due = time.monotonic()
             if due is not None and time.monotonic() > due and sum(kills.values()) < args.kills:
-                if kills["node"] <= kills["driver"]:
+                kind = min(kills, key=kills.get)
+                kills[kind] += 1
+                if kind == "node":
                     number = rng.choice((1, 2))
                     kill(nodes[number])
-                    kills["node"] += 1
                     nodes[number] = start_node(temporary, address)[0]
-                else:
+                elif kind == "driver":
                     kill(driver)
-                    kills["driver"] += 1
                     driver = None
+                else:
+                    kill(nodes[0])
+                    driver.wait(timeout=120)
+                    for node in nodes:
+                        kill(node)
+                    nodes, address = start_cluster(temporary)
                 print(f"{kills}, {len(list(store.glob('packs/*/[!.]*')))} packs", flush=True)
                 due = time.monotonic() + rng.uniform(0.5, 1.5) * args.pause
             time.sleep(0.1)
         subprocess.run([sys.executable, "-m", "preprocess.check", str(store)], check=True)
         same = arrays_digest(store) == arrays_digest(one) and Index.load(store).id == Index.load(one).id
-        print(f"{kills['node']} kills of nodes, {kills['driver']} of drivers, {stops} stops by themselves: arrays "
+        print(f"kills: {kills}; {stops} stops by themselves: arrays "
               f"{'identical' if same and not read_failures(store) else 'DIFFERENT'}")
     finally:
         for process in (driver, *nodes):
