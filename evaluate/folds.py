@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -78,26 +78,31 @@ class Found:
     notes: Sequence[str]
 
 
-def gather_features(request: Request) -> Found | None:
+def gather_features(request: Request, variant: str = "") -> Found | None:
     """Features of the request's splits as folds, unlabelled videos left out; None on all ranks but rank 0.
 
+    variant: in which the test videos are seen, of evaluate/features/variants.py; training videos are as they are.
     Raises RequestError for a split that is not there, two that share videos, videos without labels or without groups.
     """
     view = View.of(request.settings.features, request.encoder)
     index = Index.load(request.store)
     _check(index, request)
 
-    def features(split: str | None, flag: str) -> Features | None:
+    def features(split: str | None, flag: str, view: View = view) -> Features | None:
         held = None if split is None else held_out(index, split)     # taken from the features of all videos
         found = extract(request.encoder, request.store, split if held is None else None, view, request.settings.run,
                         request.cache, request.world, flag)
         return found if held is None or found is None else found.take(held)
 
     train = features(request.train_split, "--train-split")
-    test = None if request.leave_out else features(request.test_split, "--test-split")
+    test, altered = train, replace(view, variant=variant)
+    if not request.leave_out:
+        test = features(request.test_split, "--test-split", altered)
+    elif variant:
+        test = features(request.train_split, "--train-split", altered)
     if not request.world.main:
         return None
-    parts = [train] if test is None else [train, test]
+    parts = [train] if test is train else [train, test]
     counts = {"clips_per_video": view.clips, "looped": sum(part.looped for part in parts),
               "features": train.vectors.shape[1]}
     clips, seconds = sum(part.clips for part in parts), sum(part.seconds for part in parts)
@@ -105,8 +110,8 @@ def gather_features(request: Request) -> Found | None:
         counts |= {"clips_extracted": clips, "extraction_s": seconds, "clips_per_s": clips / seconds}
     unlabelled = sum(int((part.labels < 0).sum()) for part in parts)
     labelled = [part.take(part.labels >= 0) if (part.labels < 0).any() else part for part in parts]
-    if test is None:
-        folds = _leave_out(labelled[0], request)
+    if request.leave_out:
+        folds = _leave_out(labelled[0], labelled[-1], request)
     else:
         folds = [Fold(*labelled, _name(request.train_split), _name(request.test_split))]
     counts |= {"train_videos": max(len(fold.train) for fold in folds),
@@ -130,9 +135,9 @@ def _check(index: Index, request: Request) -> None:
         Samples.of_split(index, request.test_split, "--test-split")
 
 
-def _leave_out(features: Features, request: Request) -> list[Fold]:
+def _leave_out(features: Features, asked: Features, request: Request) -> list[Fold]:
     groups = np.asarray(features.groups)
-    return [Fold(features.take(groups != name), features.take(groups == name), f"the groups other than {name!r}",
+    return [Fold(features.take(groups != name), asked.take(groups == name), f"the groups other than {name!r}",
                  f"group {name!r}") for name in group_names(features.groups, request)]
 
 

@@ -183,3 +183,18 @@ def effective_trials(values: np.ndarray, families: np.ndarray) -> int:
         return count
     variance = count / (count - 1) * (np.bincount(families, np.asarray(values) - mean) ** 2).sum() / size ** 2
     return int(np.clip(mean * (1 - mean) / max(variance, 1e-12), 1, size))
+
+
+def paired_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the share of `first` less that of `second`, on the same trials (Newcombe 1998, method 10,
+    which puts Wilson's intervals of both together by their correlation). first, second: (N,) bool."""
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    (p, q), size = (first.mean(), second.mean()), len(first)
+    (p_low, p_high), (q_low, q_high) = interval(p, size), interval(q, size)
+    covariance, variance = (first & second).mean() - p * q, p * (1 - p) * q * (1 - q)
+    if covariance > 0:
+        covariance = max(covariance - 1 / (2 * size), 0.0)          # his correction, for continuity
+    shared = covariance / math.sqrt(variance) if variance else 0.0
+    down = (p - p_low) ** 2 - 2 * shared * (p - p_low) * (q_high - q) + (q_high - q) ** 2
+    up = (p_high - p) ** 2 - 2 * shared * (p_high - p) * (q - q_low) + (q - q_low) ** 2
+    return float(p - q - math.sqrt(down)), float(p - q + math.sqrt(up))

@@ -50,6 +50,7 @@ PROTOCOLS = {
     "finetune": Protocol("evaluate.finetuned.finetune", ("features", "finetune")),
     "saliency": Protocol("evaluate.motion.saliency", ("saliency",), ("against",), grouped=True),
     "controls": Protocol("evaluate.motion.controls", ("features", "linear", "softmax", "controls")),
+    "background": Protocol("evaluate.motion.background", ("features", "linear", "softmax", "retrieval"), grouped=True),
     "lookalikes": Protocol("evaluate.motion.lookalikes", ("features", "lookalikes"), optional=("annotations",),
                            learns=False),
 }

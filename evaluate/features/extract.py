@@ -5,13 +5,14 @@ V videos, L frames at stride S of a clip, C features.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder, finite
+from evaluate.features.variants import altered
 from evaluate.features.vectors import collect, in_order, share_out
 from evaluate.holdout import held_out, relabelling
 from evaluate.settings import FeatureSettings, RunEvaluation
@@ -58,7 +59,12 @@ class Features:
 
 @dataclass(frozen=True)
 class View(Transform):
-    """How a video is looked at in evaluation; subclasses look at more than the square in the middle."""
+    """How a video is looked at in evaluation; subclasses look at more than the square in the middle.
+
+    variant: what has been taken away from the clips, one of evaluate/features/variants.py, empty for nothing.
+    """
+
+    variant: str = field(default="", kw_only=True)
 
     @classmethod
     def of(cls, settings: FeatureSettings, encoder: Encoder) -> "View":
@@ -74,6 +80,9 @@ class View(Transform):
                                "edge that holds the centre crop")
         encoder.check_view(geometry, size)
         return view
+
+    def to_dict(self) -> dict:
+        return super().to_dict() | ({"variant": self.variant} if self.variant else {})
 
     def squares(self, height: int, width: int) -> list[tuple[slice, slice, int]]:
         """The views of what `crop` left, as rows, columns, and how many of all views each stands for: the whole."""
@@ -176,6 +185,10 @@ def read_ahead(reader: StoreReader, positions: np.ndarray, view: View, run: RunE
         position, first, stop = window(item)
         numbers, places, weights = view.frames(int(index.frames[position]), first, stop)
         frames = reader.frames(index.id[position], numbers)
-        return np.ascontiguousarray(frames[:, *view.crop(*frames.shape[1:3])]), places, weights
+        crop = view.crop(*frames.shape[1:3])
+        frames = np.ascontiguousarray(frames[:, *crop])
+        if view.variant:
+            frames, places = altered(view.variant, reader, position, numbers, frames, places, crop)
+        return frames, places, weights
 
     return in_order(reader, positions.tolist(), read, run)

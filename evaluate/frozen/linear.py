@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from sklearn.svm import LinearSVC
 
+from evaluate.features.extract import Features
 from evaluate.folds import gather_features
 from evaluate.frozen.softmax import softmax_scores
 from evaluate.protocol import Request, Result
@@ -46,16 +47,11 @@ def run(request: Request) -> Result | None:
     found = gather_features(request)
     if found is None:
         return None
-    settings = request.settings.linear
     labels, scores, notes, cs, videos = [], [], Counter(found.notes), [], []
     for fold in found.folds:
         classes = check_classes(fold.train.labels, fold.test.labels, found.classes, fold.train_name, fold.test_name)
         train, test = (np.searchsorted(classes, part.labels) for part in (fold.train, fold.test))
-        if settings.classifier == "svm":
-            answer = svm_scores(fold.train.vectors, train, fold.test.vectors, settings, request.seed, fold.train.groups)
-        else:
-            answer = Answer(softmax_scores(fold.train.vectors, train, fold.test.vectors, request.settings.softmax,
-                                           settings.normalise, request.seed, request.world.device))
+        answer = classify(request, fold.train, train, fold.test.vectors)
         wide = np.full((len(test), len(found.classes)), -np.inf)
         wide[:, classes] = answer.scores
         labels.append(fold.test.labels)
@@ -69,6 +65,15 @@ def run(request: Request) -> Result | None:
     result = recognition(request.out, found.classes, learnt, labels, scores)
     counts = {**found.counts, **({"c": median_low(cs)} if cs else {})}
     return dataclasses.replace(result, counts=counts, notes=list(notes))
+
+
+def classify(request: Request, train: Features, labels: np.ndarray, test: np.ndarray) -> Answer:
+    """What the classifier of the settings says of `test` (M, C), learnt from `train` with labels (N,) in [0, K)."""
+    settings = request.settings.linear
+    if settings.classifier == "svm":
+        return svm_scores(train.vectors, labels, test, settings, request.seed, train.groups)
+    return Answer(softmax_scores(train.vectors, labels, test, request.settings.softmax, settings.normalise,
+                                 request.seed, request.world.device))
 
 
 def svm_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, settings: Linear, seed: int = 0,

@@ -15,9 +15,8 @@ from evaluate.features.extract import View
 from evaluate.features.handmade import MeanImage
 from evaluate.features.vectors import from_main
 from evaluate.folds import Fold, gather_features
-from evaluate.frozen.linear import svm_scores
+from evaluate.frozen.linear import classify
 from evaluate.frozen.retrieval import nearest
-from evaluate.frozen.softmax import softmax_scores
 from evaluate.motion import probes
 from evaluate.motion.maps import clip_maps
 from evaluate.motion.probes import Motion, motion_probe
@@ -137,12 +136,7 @@ def class_answers(request: Request, fold: Fold) -> np.ndarray:
     vote for, the row of the nearest other test video."""
     settings = request.settings
     learnt, train = np.unique(fold.train.labels, return_inverse=True)
-    if settings.linear.classifier == "svm":
-        scores = svm_scores(fold.train.vectors, train, fold.test.vectors, settings.linear, request.seed,
-                            fold.train.groups).scores
-    else:
-        scores = softmax_scores(fold.train.vectors, train, fold.test.vectors, settings.softmax,
-                                settings.linear.normalise, request.seed, request.world.device)
+    scores = classify(request, fold.train, train, fold.test.vectors).scores
     rows, _ = nearest(fold.test.vectors, fold.train.vectors, min(settings.controls.neighbours, len(train)))
     return np.stack([learnt[scores.argmax(1)], learnt[probes.vote(train[rows], len(learnt))],
                      probes.nearest_other(fold.test.vectors)], 1)

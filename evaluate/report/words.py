@@ -39,6 +39,10 @@ _SALIENCY = {
     "object_mass": Measure("share on the object", "How much of it lies on the true object?"),
     "object_pointing": Measure("peak on the object", "How often is its largest value there?"),
 }
+_TAKEN = {"still": "one frame repeated", "shuffled": "frames shuffled", "reversed": "frames in reverse",
+          "background": "moving cells replaced"}
+_OF_TAKEN = {"top1": ("top-1", "How often does the right class score highest?"),
+             "r@1": ("R@1", "How often is the nearest training video of the same class?")}
 _CHANGED = {"static_look": "another background", "moving_look": "an object with another texture",
             "object": "another object", "view": "another view", "style": "other colours everywhere"}
 MEASURES = {
@@ -68,6 +72,8 @@ MEASURES = {
     "r@1": Measure("R@1", "How often is the nearest training video of the same class?"),
     **{f"r@{k}": Measure(f"R@{k}", f"How often is one of the nearest {k} training videos of the same class?")
        for k in (5, 10, 20)},
+    **{f"{variant}_{metric}": Measure(f"{words}, {how}", f"{asks} Of test videos with {how}.")
+       for variant, how in _TAKEN.items() for metric, (words, asks) in _OF_TAKEN.items()},
     **{f"{short}_{key}": dataclasses.replace(one, words=f"{name}: {one.words}") for short, name in _MAPS.items()
        for key, one in _SALIENCY.items()},
 }

@@ -99,3 +99,21 @@ def test_trials_that_belong_together_count_as_one():
     assert metrics.effective_trials(np.tile([0.0, 1.0], 50), np.arange(100) // 2) == 100         # they even out
     assert metrics.effective_trials(np.ones(100), np.arange(100) // 10) == 10
     assert metrics.effective_trials(rng.random(30), np.zeros(30)) == 1
+
+
+def test_paired_interval_is_newcombes():
+    both, first, second = np.ones(36, bool), np.arange(14) < 12, np.arange(14) >= 12
+    found = metrics.paired_interval(np.concatenate([both, first]), np.concatenate([both, second]))
+    assert found == pytest.approx((0.0569, 0.3404), abs=1e-4)                                    # his example
+    assert metrics.paired_interval(both, both)[0] == -metrics.paired_interval(both, both)[1] < 0
+    low, high = metrics.paired_interval(both, ~both)
+    assert 0.8 < low < 1 and high == pytest.approx(1)
+
+
+def test_paired_interval_holds_the_difference_as_often_as_it_says():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(500):
+        shared = rng.random(40)
+        low, high = metrics.paired_interval(shared < 0.8, 0.7 * shared + 0.3 * rng.random(40) < 0.5)
+        held += low <= 0.3 <= high
+    assert held / 500 > 0.93

@@ -290,7 +290,7 @@ def test_an_untrained_pathway_of_maclr_has_the_view_of_its_pipeline(name, view):
     (["clip=8by2"], "features.clip: clip geometry '8by2'"), (["size=48", "short_edge=40"], "holds the centre crop"),
     (["short_edge=40"], "short_edge is 40 px and the view 48 px"), (["clips=0"], "features.clips is 0"),
     (["clip=8x2", "siz=48"], "did you mean 'size'"),
-    (["block=9"], "setting block: linear does not read it, retrieval would"),
+    (["block=9"], "setting block: linear does not read it, retrieval, background would"),
 ])
 def test_settings_that_cannot_be(encoder, settings, message):
     with pytest.raises(RequestError, match=message):
