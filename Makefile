@@ -1,4 +1,5 @@
-# demo, test, lint, bench, learn, maclr and gpu each create the virtual environment first; `make gpu PY=python3` uses yours.
+# demo, proof, test, lint, bench, learn, maclr and gpu each create the virtual environment first; `make gpu PY=python3` uses
+# yours.
 PYTHON ?= python3
 comma := ,
 VENV ?= .venv
@@ -14,6 +15,13 @@ ROWS ?= untrained,moco,mcl-v1
 KIT ?= gpu-kit
 RESULTS ?= gpu-results
 BUDGET ?= 420
+# What `make proof` learns from: a folder with INDEX.csv (path, dataset, class, group, ...) and its videos; which of its
+# sets, and the group that nothing learns from and that is asked.
+DATA ?= ../shared/data
+SET ?= handwash12
+GROUP ?= scene_A
+SEEDS ?= 2
+PROOF ?= proof
 # Of flow; empty: the recipe's.
 PRESET ?=
 
@@ -23,8 +31,8 @@ else
 READY := $(VENV)/.ready-$(EXTRAS)
 endif
 
-.PHONY: demo test lint bench learn maclr gpu gpu-kit gpu-ablation gpu-dry
-demo test lint bench learn maclr gpu gpu-kit gpu-ablation gpu-dry: $(READY)
+.PHONY: demo proof test lint bench learn maclr gpu gpu-kit gpu-ablation gpu-dry
+demo proof test lint bench learn maclr gpu gpu-kit gpu-ablation gpu-dry: $(READY)
 
 $(VENV)/.ready-$(EXTRAS): setup.cfg constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; say make PYTHON=python3.12')"
@@ -51,6 +59,24 @@ demo:
 	@echo "  $(PY) -m preprocess.run --dataset folder --videos YOUR_VIDEOS --store stores/yours"
 	@echo "Open and look: $(DEMO)/video.png, $(DEMO)/store.png, and the report of this run, which ends the demo:"
 	@echo "  $(DEMO)/results/report.html"
+
+# The store is made once: another index, be it of the same videos, is another ablation's.
+$(PROOF)/$(SET).made: $(DATA)/INDEX.csv | $(READY)
+	mkdir -p $(PROOF)
+	awk -F, -v OFS=, 'NR == 1 { print "path,label,group" } \
+		$$2 == "$(SET)" { sub("^videos/$(SET)/", "", $$1); print $$1, $$3, $$4 }' $< > $(PROOF)/$(SET).csv
+	$(PY) -m preprocess.run --dataset folder --recipe maclr-tiny --videos $(DATA)/videos/$(SET) \
+		--annotations $(PROOF)/$(SET).csv --store $(PROOF)/$(SET) --set packs.flow=false \
+		--set 'clips.geometries=[16x2,8x2,4x4]'
+	touch $@
+
+proof: ROWS = untrained,mean-image,frame-difference,motion-history,moco-ta-sa,mcl-moco-v1
+proof: STEPS = 400
+proof: $(PROOF)/$(SET).made
+	$(PY) -m evaluate.ablation --family real --store $(PROOF)/$(SET) --leave-out group=$(GROUP) --rows $(ROWS) \
+		--seeds $(SEEDS) --jobs 2 --set steps=$(STEPS) --set-evaluation features.clips=5 --out $(PROOF)/$(SET)-$(GROUP)
+	@echo
+	@echo "The report: $(PROOF)/$(SET)-$(GROUP)/report.html"
 
 test:
 	$(PY) -m pytest -q -m "not gpu" --durations=15

@@ -15,7 +15,7 @@ from shared.nn.backbones import build_backbone
 from shared.nn.distributed import World, gather
 from shared.nn.layers import Backbone
 from shared.recipes.pretraining import Pretraining
-from train.moco import Learner, Queue, momentum_twin, momentum_update
+from train.moco import SMOOTH, Learner, Queue, momentum_twin, momentum_update
 from train.objectives.alignment import motion_alignment
 from train.objectives.maclr import PATHWAYS, TERMS, maclr_term, term_heads, term_weights, weighted_sum
 
@@ -89,7 +89,7 @@ class MaCLR(Learner):
             head = self.head[against][term]
             query, key = queries[of][self.head[of][term]], keys[against][head]
             if of == "visual" and similarity is None:
-                similarity = (query * key).sum()
+                similarity = (queries[of].get(SMOOTH, query) * key).sum()     # its head is inter
             own_video = views.ids[:, None] == self._queue(against).ids                       # (B, K)
             terms[term], logs[f"queue_accuracy_{term}"], logs[f"in_batch_accuracy_{term}"] = maclr_term(
                 query, key, self._negatives(against, head), gathered[against][head], rank * len(views.ids),
@@ -129,7 +129,8 @@ class MaCLR(Learner):
         align."""
         queries, aligned = {}, None
         if heads := self._of("visual", 0):
-            queries["visual"], aligned = self.query(views.query, heads, self.settings.alignment.layer)
+            alignment = self.settings.alignment
+            queries["visual"], aligned = self.query(views.query, heads, alignment.layer, alignment.smooth)
         if heads := self._of("motion", 0):
             queries["motion"] = self.motion_query(self._motion_clips(views)[0], heads)[0]
         return queries, aligned

@@ -23,6 +23,7 @@ from train.objectives.alignment import aligns, motion_alignment
 from train.objectives.seco import in_batch_accuracy, inter_loss, intra_loss, order_loss
 
 MODES = "auto", "shuffle", "split", "none"
+SMOOTH = "smooth"       # the inter head's embedding where the last ReLU is smooth
 
 
 class Queue(nn.Module):
@@ -66,22 +67,29 @@ class Encoder(nn.Module):
     def compile_body(self) -> None:
         self._compiled = torch.compile(self.backbone.body, dynamic=False)
 
-    def forward(self, x: Tensor, heads: Sequence[str], layer: str = "conv") -> tuple[dict[str, Tensor], Tensor]:
+    def forward(self, x: Tensor, heads: Sequence[str], layer: str = "conv",
+                smooth: float = 0.0) -> tuple[dict[str, Tensor], Tensor]:
         """(B, 3, L, S, S) -> embeddings (B, D) of length 1 by head, and the map (B, C, T', h', w') to align.
 
         layer: `conv` gives h, before its BN; `output` the block's output, where Eq. 6 degenerates. Both are float32
         (or the input's float64), cast once, so that a gradient can be taken with respect to this very tensor.
+        smooth: beta of a softplus; above 0, the inter head's embedding with it in the last ReLU's place is there too,
+        under SMOOTH.
         """
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             h, rest = (self._compiled or self.backbone.body)(x)
         with torch.autocast(x.device.type, enabled=False):
             h, rest = h.to(x.dtype), None if rest is None else rest.to(x.dtype)
-            if layer == "conv":
-                aligned, features = h, self.backbone.tail(h, rest)
-            else:
-                aligned = self.backbone.output(h, rest)
-                features = aligned.mean((2, 3, 4))
-            return {name: F.normalize(self.heads[name](features), dim=1) for name in heads}, aligned
+            summed = self.backbone.summed(h, rest)
+            output = torch.relu(summed)
+
+            def embed(name: str, output: Tensor) -> Tensor:
+                return F.normalize(self.heads[name](output.mean((2, 3, 4))), dim=1)
+
+            embedded = {name: embed(name, output) for name in heads}
+            if smooth:
+                embedded[SMOOTH] = embed("inter", F.softplus(summed, smooth, threshold=40))
+            return embedded, h if layer == "conv" else output
 
 
 def momentum_twin(encoder: nn.Module) -> nn.Module:
@@ -221,7 +229,8 @@ class Learner(nn.Module):
         """
         contrast = self.settings.contrast
         keys = self._encode_keys(views.keys)
-        q, aligned = self.query(views.query, self.heads, self.settings.alignment.layer)
+        alignment = self.settings.alignment
+        q, aligned = self.query(views.query, self.heads, alignment.layer, alignment.smooth)
         inter_keys = gather(torch.stack([key["inter"] for key in keys], 1), self.world)      # (W * B, P, D)
         own_video = views.ids[:, None] == self.queue.ids                                     # (B, K)
         terms, logs = {}, {"same_video_negatives": own_video.sum(1).to(q["inter"].dtype).mean()}
@@ -242,8 +251,8 @@ class Learner(nn.Module):
                 triple = F.normalize(triple, dim=1)
             terms["order"] = order_loss(self.classifier(triple), views.order)
         if self.aligns:
-            similarity = (q["inter"] * keys[0]["inter"]).sum()
-            logs |= motion_alignment(similarity, aligned, views.motion, self.settings.alignment)
+            similarity = (q[SMOOTH if alignment.smooth else "inter"] * keys[0]["inter"]).sum()
+            logs |= motion_alignment(similarity, aligned, views.motion, alignment)
             terms["mal"] = logs.pop("mal")
         loss = sum(weights[name] * term for name, term in terms.items())
         return {"loss": loss} | {name: value.detach() for name, value in (terms | logs).items()}

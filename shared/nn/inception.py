@@ -55,11 +55,8 @@ class Mixed(nn.Module):
         """The four branch-final convolutions side by side, before BN."""
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
 
-    def join(self, h: Tensor) -> Tensor:
-        return self.relu(self.bn(h))
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(self.convolve(x))
+        return self.relu(self.bn(self.convolve(x)))
 
 
 class Inception(Backbone):
@@ -101,8 +98,8 @@ class Inception(Backbone):
             x = block(x)
         return last.convolve(x), None
 
-    def output(self, h: Tensor, rest: None) -> Tensor:
-        return self.blocks[-1].join(h)
+    def summed(self, h: Tensor, rest: None) -> Tensor:
+        return self.blocks[-1].bn(h)
 
 
 def s3d(width: int) -> Inception:

@@ -61,7 +61,7 @@ class Backbone(nn.Module):
     """A video network without a classifier, cut at the output of its last convolution (docs/method.md 1.4).
 
     name, width, eps: as `build_backbone` takes them; features: channels of the pooled feature, and of h; frames: a 2D
-    net, which takes single frames. Subclasses define `body` and `output`; neither keeps a tensor on the module.
+    net, which takes single frames. Subclasses define `body` and `summed`; neither keeps a tensor on the module.
     """
 
     name: str
@@ -77,9 +77,13 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def output(self, h: Tensor, rest: Tensor | None) -> Tensor:
-        """Last BN, residual, ReLU: the last block's output, shaped like h. Twice differentiable in h."""
+    def summed(self, h: Tensor, rest: Tensor | None) -> Tensor:
+        """Last BN and residual: what the last ReLU takes, shaped like h."""
         raise NotImplementedError
+
+    def output(self, h: Tensor, rest: Tensor | None) -> Tensor:
+        """The last block's output, shaped like h. Twice differentiable in h."""
+        return torch.relu(self.summed(h, rest))
 
     def tail(self, h: Tensor, rest: Tensor | None) -> Tensor:
         """The block's output and its global average: (B, features)."""

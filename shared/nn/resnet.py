@@ -18,7 +18,7 @@ Stride = tuple[int, int, int]
 
 
 class Block(nn.Module):
-    """A residual block that can be cut before its last BN: `convolve` up to there, `join` from there on."""
+    """A residual block that can be cut before its last BN: `convolve` up to there, `add` and ReLU from there on."""
 
     def __init__(self, inputs: int, outputs: int, stride: Stride):
         super().__init__()
@@ -34,11 +34,12 @@ class Block(nn.Module):
     def convolve(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.residual(x), x if self.downsample is None else self.downsample(x)
 
-    def join(self, h: Tensor, shortcut: Tensor) -> Tensor:
+    def add(self, h: Tensor, shortcut: Tensor) -> Tensor:
+        """The last one's BN, and the shortcut."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(*self.convolve(x))
+        return self.relu(self.add(*self.convolve(x)))
 
 
 class Bottleneck(Block):
@@ -59,8 +60,8 @@ class Bottleneck(Block):
         x = self.relu(self.bn2(self.temporal2(self.conv2(x))))
         return self.conv3(x)
 
-    def join(self, h: Tensor, shortcut: Tensor) -> Tensor:
-        return self.relu(self.bn3(h) + shortcut)
+    def add(self, h: Tensor, shortcut: Tensor) -> Tensor:
+        return self.bn3(h) + shortcut
 
 
 def full(inputs: int, outputs: int, stride: Stride) -> nn.Module:
@@ -101,8 +102,8 @@ class BasicBlock(Block):
     def residual(self, x: Tensor) -> Tensor:
         return self.conv2(self.relu(self.bn1(self.conv1(x))))
 
-    def join(self, h: Tensor, shortcut: Tensor) -> Tensor:
-        return self.relu(self.bn2(h) + shortcut)
+    def add(self, h: Tensor, shortcut: Tensor) -> Tensor:
+        return self.bn2(h) + shortcut
 
 
 class ResNet(Backbone):
@@ -124,8 +125,8 @@ class ResNet(Backbone):
             x = block(x)
         return last.convolve(x)
 
-    def output(self, h: Tensor, rest: Tensor) -> Tensor:
-        return self.stages[-1][-1].join(h, rest)
+    def summed(self, h: Tensor, rest: Tensor) -> Tensor:
+        return self.stages[-1][-1].add(h, rest)
 
 
 def stem_of(convolution: nn.Module, width: int, pool: bool) -> nn.Sequential:

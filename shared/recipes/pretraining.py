@@ -109,7 +109,8 @@ class Alignment:
     variant: none, v1, v2 or v3 (Eqs. 4-6); st, s, t: the terms of Eq. 7; form: renormalised, literal or released;
     weights_per_step: w_c a time step (released code); double_epochs: epochs at twice the weight (released code: 5);
     layer: `conv` (last convolution, before its BN) or `output` (the block's output, where v3 degenerates);
-    softmax_scale: what the target is multiplied by, where `form` is released, before the softmax over its time steps.
+    softmax_scale: what the target is multiplied by, where `form` is released, before the softmax over its time steps;
+    smooth: for v2 and v3, 0 or the beta of a softplus that stands in the last ReLU's place where g is taken (ours).
     """
 
     variant: str
@@ -122,6 +123,7 @@ class Alignment:
     double_epochs: int
     layer: str
     softmax_scale: float = late(1.0)
+    smooth: float = late(0.0)
 
 
 @dataclass(frozen=True)

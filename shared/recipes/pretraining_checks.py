@@ -60,6 +60,7 @@ def check(r: Pretraining) -> None:
         _within(key, value, 1)
     for key, value in {"model.width": m.width, "contrast.inter": c.inter, "contrast.intra": c.intra,
                        "alignment.weight": a.weight, "alignment.double_epochs": a.double_epochs,
+                       "alignment.smooth": a.smooth,
                        "optimise.weight_decay": o.weight_decay, "optimise.warmup_epochs": o.warmup_epochs,
                        "optimise.epochs": o.epochs, "optimise.steps": o.steps,
                        "augment.brightness": g.brightness, "augment.contrast": g.contrast,
@@ -84,6 +85,9 @@ def check(r: Pretraining) -> None:
         raise RequestError(f"optimise.epochs is {o.epochs} and optimise.steps {o.steps}; expected exactly one above 0")
     if a.variant != "none" and not any(getattr(a, term) for term in TERMS):
         raise RequestError("alignment.st, s and t are all false; set one of them, or alignment.variant=none")
+    if a.smooth and (a.variant not in ("v2", "v3") or a.layer != "conv"):
+        raise RequestError(f"alignment.smooth is {a.smooth:g}, with variant {a.variant} and layer {a.layer}; it changes"
+                           " the gradient that v2 and v3 take at layer conv: set smooth=0, or variant=v3, layer=conv")
     _check_frames(m.backbone, geometry, a)
 
 

@@ -123,15 +123,20 @@ class Oracle:
     def twins(self):
         return {f"key.backbone.{k}": p for k, p in self.nets.key.named_parameters()}
 
-    def embed(self, net, heads, x, layer="conv"):
-        """Rows in chunks of `group`, each with BN statistics of its own -> {head: (N, D)}, [h of each chunk]."""
-        embedded, maps = {name: [] for name in heads}, []
+    def embed(self, net, heads, x, layer="conv", smooth=0):
+        """Rows in chunks of `group`, each with BN statistics of its own -> {head: (N, D)}, [h of each chunk]; smooth:
+        `smooth` among the heads, log(1 + exp(smooth z)) / smooth for the last ReLU of z."""
+        embedded, maps = {name: [] for name in [*heads, *["smooth"] * bool(smooth)]}, []
         for chunk in x.split(self.group):
             h, rest = net.body(chunk)
             out = net.output(h, rest)
-            features = out.sum((2, 3, 4)) / math.prod(out.shape[2:])
             maps.append(h if layer == "conv" else out)
-            for name, head in heads.items():
+            for name in embedded:
+                if name == "smooth":
+                    out, head = ((smooth * net.summed(h, rest)).exp() + 1).log() / smooth, heads["inter"]
+                else:
+                    head = heads[name]
+                features = out.sum((2, 3, 4)) / math.prod(out.shape[2:])
                 embedded[name].append(torch.stack([row / (row * row).sum().sqrt() for row in head(features)]))
         return {name: torch.cat(rows) for name, rows in embedded.items()}, maps
 
@@ -163,7 +168,7 @@ class Oracle:
                     for name in rows:
                         rows[name][row] = shuffled[name][place]
                 keys.append(rows)
-        q, maps = self.embed(self.nets.query, self.heads[0], views.query, a.layer)
+        q, maps = self.embed(self.nets.query, self.heads[0], views.query, a.layer, a.smooth)
         logs = {}
 
         rows, hits, same = [], 0, 0
@@ -195,7 +200,7 @@ class Oracle:
                 rows.append(-torch.log(logits[views.order[i]].exp() / (logits[0].exp() + logits[1].exp())))
             terms["order"] = sum(rows) / n
         if a.variant != "none":
-            rows, shares = self.alignment(q["inter"], keys[0]["inter"], maps, views.motion)
+            rows, shares = self.alignment(q.get("smooth", q["inter"]), keys[0]["inter"], maps, views.motion)
             terms["mal"] = sum(rows) / n
             logs |= shares
         weight = {"inter": c.inter, "intra": c.intra, "order": progress if c.order == "epoch" else c.order,
@@ -327,7 +332,8 @@ class MaclrOracle(Oracle):
                     for place, row in enumerate(order):
                         for name, rows in keys[pathway].items():
                             rows[row] = shuffled[name][place]
-        queries = {pathway: self.embed(module.nets[0], module.heads[0], clips[f"{pathway}q"], r.alignment.layer)
+        queries = {pathway: self.embed(module.nets[0], module.heads[0], clips[f"{pathway}q"], r.alignment.layer,
+                                       r.alignment.smooth * (pathway == "v"))
                    for pathway, module in self.pathways.items() if any(t[0] == pathway for t in self.terms)}
         losses, logs, weights = {}, {}, dict(self.terms)
         for term in self.terms:
@@ -350,8 +356,8 @@ class MaclrOracle(Oracle):
                 logs.setdefault(name, value)
         if r.alignment.variant != "none":
             term = next(term for term in self.terms if term[0] == "v")
-            q, k = queries["v"][0][self.head("v", term)], keys[term[1]][self.head(term[1], term)]
-            rows, shares = self.alignment(q, k, queries["v"][1], views.motion)
+            q, k = queries["v"][0], keys[term[1]][self.head(term[1], term)]
+            rows, shares = self.alignment(q.get("smooth", q[self.head("v", term)]), k, queries["v"][1], views.motion)
             losses["mal"] = sum(rows) / n
             weights["mal"] = r.alignment.weight * (2 if epoch < r.alignment.double_epochs else 1)
             logs |= shares

@@ -13,6 +13,7 @@ from torch import nn
 
 from shared.cli import RequestError
 from shared.recipes.pretraining import Alignment
+from train.moco import SMOOTH
 from train.objectives.alignment import TERMS, aligned_map, alignment_costs, gradient_maps, motion_alignment, unit
 
 FORMS = "renormalised", "literal", "released"
@@ -299,6 +300,25 @@ def test_the_gradient_varies_over_positions_at_h(encode):
     assert len(spreads) > 100 and spreads.median() > 0.05
     aligned = aligned_map("v3", h, g).flatten(1)
     assert (aligned.std(1) > 0.05 * aligned.mean(1)).all()
+
+
+def test_a_smooth_last_relu_lets_v3_say_where_to_be_active(make_recipe, make_learner):
+    """The share of dMAL/dh, in squares, that varies over positions that the ReLU lets through; keys near queries."""
+    rng = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(8, *shape, generator=rng, dtype=torch.float64) for shape in ((3, 8, 48, 48), (8,)))
+
+    def share(smooth):
+        net = make_learner(make_recipe({"model.width": 6, "sampling.size": 48, "contrast.bn": "none"})).query
+        embedded, h = net(x, ["inter"], "conv", smooth)
+        q = embedded[SMOOTH if smooth else "inter"]
+        k = nn.functional.normalize(q.detach() + 0.1 * noise, dim=1)
+        target = torch.rand(8, *h.shape[2:], generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 3
+        gradient, = torch.autograd.grad(motion_alignment((q * k).sum(), h, target, DEFAULT)["mal"], h)
+        active = net.backbone.output(*net.backbone.body(x)) > 0
+        mean = (gradient * active).sum((2, 3, 4), keepdim=True) / active.sum((2, 3, 4), keepdim=True).clamp(min=1)
+        return (((gradient - mean) * active) ** 2).sum() / ((gradient * active) ** 2).sum()
+
+    assert share(0.0) < 0.35 and share(10.0) > 0.7
 
 
 def test_the_gradient_is_constant_at_the_block_output(encode):

@@ -10,7 +10,7 @@ from shared.nn.distributed import World
 from train.objectives.maclr import term_heads, term_weights
 
 CASES = [
-    {}, {"alignment.variant": "v3", "alignment.double_epochs": 1},
+    {}, {"alignment.variant": "v3", "alignment.double_epochs": 1, "alignment.smooth": 4.0},
     {"maclr.pairs": "shifted", "maclr.cross_weight": 2.0}, {"maclr.mm": True, "contrast.bn": "none"},
     {"maclr.shared_heads": True, "maclr.mm": True, "contrast.exclude_same_video": True},
     {"contrast.inter": 0.0}, {"maclr.vm": False, "maclr.mv": False}, {"maclr.mv": False},

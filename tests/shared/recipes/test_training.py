@@ -246,7 +246,9 @@ def test_runs_from_before_a_setting_keep_what_they_did():
     ("order_input=unitary", "contrast.order_input is 'unitary'; did you mean 'unit'"),
     ("bn_eps=own", "model.bn_eps is 'own'; known: auto"), ("bn_eps=0", "model.bn_eps is 0.0; expected above 0"),
     ("stem_tap=4", "model.stem_tap is 4; expected at least 0 and at most 3"),
-    ("softmax_scale=0", "alignment.softmax_scale is 0.0; expected above 0")])
+    ("softmax_scale=0", "alignment.softmax_scale is 0.0; expected above 0"),
+    ("smooth=-1", "alignment.smooth is -1.0; expected at least 0"),
+    (["smooth=10", "variant=v1"], "alignment.smooth is 10, with variant v1 and layer conv; it changes the gradient")])
 def test_later_settings_have_their_limits(setting, message):
     with pytest.raises(RequestError, match=re.escape(message)):
-        load_training("mcl", [setting])
+        load_training("mcl", [setting] if isinstance(setting, str) else setting)
