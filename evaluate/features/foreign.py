@@ -59,7 +59,8 @@ class Foreign(nn.Module):
             raise
         except Exception as error:
             raise RequestError(f"checkpoint {self.text} fails on clips (B, 3, L, S, S) of shape {tuple(x.shape)}: "
-                               f"{told(error)}") from error
+                               f"{told(error)}; its own are of {self.clip} (frames x stride) and {self.size} pixels, "
+                               "and features.clip and features.size set others") from error
         if not isinstance(y, Tensor) or y.ndim not in (2, 5) or len(y) != len(x) or not y.is_floating_point():
             what = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise RequestError(f"checkpoint {self.text} gives {what} for clips (B, 3, L, S, S) of shape "
@@ -103,14 +104,17 @@ class Foreign(nn.Module):
 
     @torch.no_grad()
     def h_shape(self, length: int, size: int) -> tuple[int, int, int, int]:
-        """(C', T', h', w') at the cut. Raises RequestError where there is none, or on another grid than the
-        positions'."""
-        shape, found = self.check(length, size), tuple(self.body(self.blank(length, size))[0].shape[1:])
-        if len(shape) == 4 and shape[1:] != found[1:]:
-            raise RequestError(f"{self.text} has positions {_grid(shape)} and is looked into at {_grid(found)}; its "
-                               "maps would not be those of its features, and saliency and controls need both on one "
-                               "grid")
-        return found
+        """(C', T', h', w') at the cut. Raises RequestError where there is none."""
+        self.check(length, size)
+        return tuple(self.body(self.blank(length, size))[0].shape[1:])
+
+    def check_grid(self, length: int, size: int) -> None:
+        """Raises RequestError where the positions are none, or not those at the cut."""
+        shapes = self.with_positions(length, size), self.h_shape(length, size)
+        own, cut = ("x".join(map(str, shape[1:])) for shape in shapes)
+        if own != cut:
+            raise RequestError(f"controls: {self.text} has {own} positions and is looked into at {cut}, and both are "
+                               "asked on one grid; set controls.truth to false")
 
     def body(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, L, S, S) -> h (B, C', T', h', w') at the cut, and the clips again, for `tail`."""
@@ -216,7 +220,3 @@ def told(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"
-
-
-def _grid(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape[1:]))

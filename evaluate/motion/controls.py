@@ -58,7 +58,7 @@ def run(request: Request) -> Result | None:
                            "the nearest among the others")
     view = View.of(request.settings.features, request.encoder)
     if isinstance(net, Foreign) and request.settings.controls.truth:
-        net.with_positions(view.geometry.length, view.size)
+        net.check_grid(view.geometry.length, view.size)
     # All methods look at the same clips, whatever view is their own.
     pinned = dataclasses.replace(request.settings.features, clip=str(view.geometry), size=view.size,
                                  short_edge=view.short_edge)

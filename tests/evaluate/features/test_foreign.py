@@ -1,5 +1,6 @@
 """Networks of others: features and positions against the networks themselves, views from their JSON, refusals."""
 
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -53,8 +54,15 @@ def save(folder, kind, **more):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {kind: save(tmp_path_factory.mktemp(kind) / "model", kind) for kind in KINDS}
+def folder(tmp_path_factory):
+    """folder(kind) -> where a model of this kind lies."""
+    return functools.cache(lambda kind: save(tmp_path_factory.mktemp(kind) / "model", kind))
+
+
+def kinds(*plain, without=()):
+    """All kinds but some, those that are not plain as slow tests."""
+    return pytest.mark.parametrize("kind", [kind if kind in plain else pytest.param(kind, marks=pytest.mark.slow)
+                                            for kind in KINDS if kind not in without])
 
 
 def seen(length, size=32, seed=0):
@@ -76,13 +84,13 @@ def tokens_of(folder, clip):
         return net(x[None] if KINDS[kind][1] == "4x2" else x).last_hidden_state
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_features_are_the_mean_of_the_models_own_positions(folders, kind):
-    encoder = open_encoder(f"hf:{folders[kind]}")
+@kinds("videomae", "dinov2", "resnet")
+def test_features_are_the_mean_of_the_models_own_positions(folder, kind):
+    encoder = open_encoder(f"hf:{folder(kind)}")
     assert (encoder.clip, encoder.size) == (KINDS[kind][1], 32)
     length = int(encoder.clip.partition("x")[0])
     clip, x = seen(length)
-    own = tokens_of(folders[kind], clip)
+    own = tokens_of(folder(kind), clip)
     leading = {"timesformer": 1, "vivit": 1, "dinov2": 1, "vit": 1}.get(kind, 0)
     expected = own.mean((0, 2, 3)) if own.ndim == 4 else own[:, leading:].mean((0, 1))
     with torch.no_grad():
@@ -91,10 +99,10 @@ def test_features_are_the_mean_of_the_models_own_positions(folders, kind):
     assert encoder.net.features == len(expected)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind][2]])
-def test_a_position_lies_where_its_pixels_do(folders, kind):
+@kinds("timesformer", "dinov2", without=["resnet"])
+def test_a_position_lies_where_its_pixels_do(folder, kind):
     """With blocks that pass on what they get, a patch of pixels reaches one position alone."""
-    encoder = open_encoder(f"hf:{folders[kind]}")
+    encoder = open_encoder(f"hf:{folder(kind)}")
     for part in (part for part in encoder.net.modules() if isinstance(part, nn.Linear)):
         for parameter in part.parameters():
             parameter.zero_()
@@ -110,10 +118,10 @@ def test_a_position_lies_where_its_pixels_do(folders, kind):
     assert torch.equal(moved, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_cut_goes_on_to_the_same_features(folders, kind):
+@kinds("timesformer", "dinov2")
+def test_the_cut_goes_on_to_the_same_features(folder, kind):
     """Saliency's two halves are the network, and what it differentiates is at the cut."""
-    encoder = open_encoder(f"hf:{folders[kind]}")
+    encoder = open_encoder(f"hf:{folder(kind)}")
     length = int(encoder.clip.partition("x")[0])
     _, x = seen(length)
     h, rest = encoder.net.body(x)
@@ -293,8 +301,9 @@ def test_no_maps_without_a_convolution(module):
 FAST = ["--set", "run.threads=1", "--set", "run.device=cpu"]
 
 
-def test_the_commands_take_them_or_refuse_in_one_line(folders, module, store, tmp_path):
-    image, video, function = f"hf:{folders['dinov2']}", f"hf:{folders['videomae']}", f"python:{module()}:function"
+@pytest.mark.slow
+def test_the_commands_take_them_or_refuse_in_one_line(folder, module, store, tmp_path):
+    image, video, function = f"hf:{folder('dinov2')}", f"hf:{folder('videomae')}", f"python:{module()}:function"
     for protocols, checkpoint in (("linear,retrieval", image), ("retrieval", function)):
         out = tmp_path / protocols
         assert run.main(["--protocol", protocols, "--checkpoint", checkpoint, "--store", str(store), "--out", str(out),
@@ -318,8 +327,8 @@ def test_the_commands_take_them_or_refuse_in_one_line(folders, module, store, tm
 
 
 @pytest.mark.slow
-def test_saliency_looks_into_them(folders, module, moving, tmp_path):
-    for checkpoint in (f"hf:{folders['videomae']}", f"python:{module()}:function"):
+def test_saliency_looks_into_them(folder, module, moving, tmp_path):
+    for checkpoint in (f"hf:{folder('videomae')}", f"python:{module()}:function"):
         out = tmp_path / checkpoint.partition(":")[0]
         assert run.main(["--protocol", "saliency", "--checkpoint", checkpoint, "--store", str(moving), "--out",
                          str(out), "--set", "shown=1", *FAST]) == cli.DONE

@@ -46,7 +46,7 @@ def test_still_positions_have_a_mean_alone_and_the_order_of_frames_does_not_coun
 
 
 @pytest.mark.parametrize("name, clip, size", [("r2plus1d_tiny", "8x2", 48), ("slow_tiny", "4x4", 48),
-                                              ("r2d_50", "16x2", 32)])
+                                              pytest.param("r2d_50", "16x2", 32, marks=pytest.mark.slow)])
 def test_nets_of_ours_a_2d_one_frame_by_frame(name, clip, size):
     encoder = open_encoder(f"random:{name}:0")
     wide = pooled(encoder, "moments")
@@ -85,6 +85,7 @@ def flickering(tmp_path_factory, write_store):
     return write_store(tmp_path_factory.mktemp("flickering") / "store", videos, ("weak", "strong"))
 
 
+@pytest.mark.slow
 def test_moments_see_what_a_mean_does_not(flickering, tmp_path, monkeypatch, capsys):
     """Colours say nothing of the class, and that is all that a mean keeps; the row beside it says the same as the run
     with features.pool=moments does."""

@@ -43,6 +43,25 @@ SMALL = ("generate.videos=48", "backgrounds=6", "textures=6", "generate.frames=2
 FAST = [word for setting in ("run.threads=1", "run.device=cpu", "run.workers=1", "clips=2", "moments=3", "untrained=1",
                              "supervised_steps=2") for word in ("--set", setting)]
 VIEW = View(3, ClipGeometry(8, 2), 48, 55)
+MOVES = """
+import torch
+import torch.nn.functional as F
+
+net = torch.nn.Conv3d(3, 3, 1, bias=False)
+net.weight.data = torch.eye(3)[..., None, None, None]
+
+def moves(clips):
+    return net(F.avg_pool3d(F.pad(clips, (0, 0, 0, 0, 0, 1), "replicate").diff(dim=2).abs(), (2, 8, 8)))
+
+def finer(clips):
+    return F.avg_pool3d(net(clips), (2, 8, 8))
+
+def still(clips):
+    return clips.mean((2, 3, 4))
+
+for one in (moves, finer, still):
+    one.clip, one.size = "8x2", 48
+"""
 
 
 @pytest.fixture(scope="module")
@@ -376,3 +395,17 @@ def test_few_backgrounds_cannot_tell_videos_apart(motions):
         assert len({group for group, *_ in places}) == count and len(places) == min(48, 8 * count)
         chances[count] = probes.chance_shared([video.group for video in planned if video.split == "test"])
     assert chances == {12: pytest.approx(3 / 15), 6: pytest.approx(7 / 15), 3: 1}
+
+
+@pytest.mark.slow
+def test_a_network_of_others_that_sees_motion_alone(motions, tmp_path, monkeypatch):
+    """A function gives where pixels change: its positions tell the motion, and no twin of it can be trained."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "moves_of_others.py").write_text(MOVES)
+    with pytest.raises(RequestError, match="python:moves_of_others:still gives one vector a clip and no positions"):
+        evaluate(motions, tmp_path / "a", checkpoint="python:moves_of_others:still")
+    with pytest.raises(RequestError, match="finer has 4x6x6 positions and is looked into at 8x48x48"):
+        evaluate(motions, tmp_path / "a", checkpoint="python:moves_of_others:finer")
+    found = evaluate(motions, tmp_path / "b", checkpoint="python:moves_of_others:moves")
+    assert set(found["beside"]) == {"mean-image", "prior"} and found["metrics"]["dense"] > 30
+    assert found["metrics"]["dense"] > found["beside"]["mean-image"]["dense"] + 20
