@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluate.features.encoders import Encoder
 from evaluate.features.extract import Features, View, choose, extract
-from evaluate.holdout import held_out, relabelling
+from evaluate.holdout import held_out, is_sample, relabelling
 from evaluate.protocol import Request
 from shared.cli import RequestError, plural
 from shared.store.index import Index
@@ -89,7 +89,8 @@ def gather_features(request: Request, variant: str = "") -> Found | None:
     _check(index, request)
 
     def features(split: str | None, flag: str, view: View = view) -> Features | None:
-        held = None if split is None else held_out(index, split)     # taken from the features of all videos
+        # Of a split made on the spot the features are taken from those of all videos, of few samples alone.
+        held = None if split is None or is_sample(split) else held_out(index, split)
         found = extract(request.encoder, request.store, split if held is None else None, view, request.settings.run,
                         request.cache, request.world, flag)
         return found if held is None or found is None else found.take(held)

@@ -1,5 +1,5 @@
-"""`--holdout 0.2` and `--leave-out group=NAME`: a test split made on the spot from a store's labelled videos, by a seed
-or of one group, named for what it is."""
+"""Splits made on the spot from a store's labelled videos, named for what they are: `--holdout 0.2`, by a seed;
+`--leave-out group=NAME`, of one group; `--samples N`, so many of a training split."""
 
 import re
 
@@ -10,6 +10,7 @@ from shared.store.index import Index
 from shared.store.place import Place
 
 NAME = re.compile(r"holdout (0\.\d+) by (video|group), seed (\d+): (train|test)")
+SAMPLES = re.compile(r"(.+): (\d+) samples, seed (\d+)", re.DOTALL)
 GROUP = re.compile(r"leave-out group (.+): (train|test)", re.DOTALL)
 
 
@@ -23,18 +24,30 @@ def group_split_names(group: str) -> tuple[str, str]:
     return tuple(f"leave-out group {group}: {part}" for part in ("train", "test"))
 
 
+def sample_name(split: str, count: int, seed: int) -> str:
+    """Name of so many samples of a split, be it one of `holdout_names` or `group_split_names`; `held_out` reads it."""
+    return f"{split}: {count} samples, seed {seed}"
+
+
+def is_sample(name: str | None) -> bool:
+    return name is not None and SAMPLES.fullmatch(name) is not None
+
+
 def relabelling(store: Place) -> str:
     """The command that gives a store's videos labels, groups and splits, as a message names it."""
     return f"`python -m preprocess.reindex {typed(store)} --annotations CSV`"
 
 
 def held_out(index: Index, name: str) -> np.ndarray | None:
-    """Positions (V,) of the split that `holdout_names` or `group_split_names` named, sorted; None for any other name.
+    """Positions (V,) of the split that `holdout_names`, `group_split_names` or `sample_name` named, sorted; None for
+    any other name.
 
     By video: of every class the share, one video at least and all but one at most; of a class of one video none. By
     group: whole groups, as many as come nearest to the share of the videos. Raises RequestError where nothing would be
     left for one of the two, for a group that is not there, and for videos without a group.
     """
+    if match := SAMPLES.fullmatch(name):
+        return _sampled(index, match[1], int(match[2]), int(match[3]))
     if match := GROUP.fullmatch(name):
         return _of_group(index, match[1], match[2] == "test")
     match = NAME.fullmatch(name)
@@ -57,6 +70,28 @@ def held_out(index: Index, name: str) -> np.ndarray | None:
         raise RequestError(f"--holdout {share:g} of {plural(len(positions), 'labelled video')} of {index.store} by "
                            f"{by} leaves {len(train)} to learn from and {len(test)} to ask; expected some of each")
     return np.sort(test) if match[4] == "test" else train
+
+
+def _sampled(index: Index, split: str, count: int, seed: int) -> np.ndarray:
+    """Positions of `count` labelled videos of the split, sorted: of every class its share of them (largest remainder),
+    one at least. Raises RequestError for more than there are and fewer than the classes."""
+    positions = held_out(index, split)
+    positions = index.in_split(split) if positions is None else positions
+    positions = positions[index.label[positions] >= 0]
+    classes, own = np.unique(index.label[positions], return_inverse=True)
+    if not len(classes) <= count <= len(positions):
+        raise RequestError(f"--samples {count}: {split} of {index.store} has "
+                           f"{plural(len(positions), 'labelled video')} of {plural(len(classes), 'class', 'classes')}; "
+                           "expected one of each class at least, and no more than there are")
+    there = np.bincount(own)
+    wanted = count * there / len(positions)
+    taken = np.maximum(1, np.floor(wanted)).astype(int)
+    while step := int(np.sign(count - taken.sum())):
+        possible = (0 < taken + step) & (taken + step <= there)
+        taken[np.where(possible, step * (wanted - taken), -np.inf).argmax()] += step
+    rng = np.random.default_rng(seed)
+    return np.sort(np.concatenate([rng.permutation(positions[own == label])[:taken[label]]
+                                   for label in range(len(classes))]))
 
 
 def _of_group(index: Index, group: str, tested: bool) -> np.ndarray:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from evaluate.features.cache import FeatureCache
 from evaluate.features.encoders import Encoder
 from evaluate.settings import Settings, check
@@ -40,14 +42,15 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "linear": Protocol("evaluate.frozen.linear", ("features", "linear", "softmax"), ("beside",),
-                       grouped=True),
-    "retrieval": Protocol("evaluate.frozen.retrieval", ("features", "retrieval"), ("beside",), grouped=True),
+    "linear": Protocol("evaluate.frozen.linear", ("features", "linear", "softmax"),
+                       ("beside", "twins", "samples"), grouped=True),
+    "retrieval": Protocol("evaluate.frozen.retrieval", ("features", "retrieval"),
+                          ("beside", "twins", "samples"), grouped=True),
     "verbs": Protocol("evaluate.frozen.verbs", ("features", "verbs", "softmax", "finetune"), ("annotations",),
                       tests=("val",)),
     "detection": Protocol("evaluate.persons.detection", ("detection", "softmax", "finetune"), ("annotations",),
                           tests=("val",)),
-    "finetune": Protocol("evaluate.finetuned.finetune", ("features", "finetune")),
+    "finetune": Protocol("evaluate.finetuned.finetune", ("features", "finetune"), ("samples",)),
     "saliency": Protocol("evaluate.motion.saliency", ("saliency",), ("against",), grouped=True),
     "controls": Protocol("evaluate.motion.controls", ("features", "linear", "softmax", "controls")),
     "background": Protocol("evaluate.motion.background", ("features", "linear", "softmax", "retrieval"), grouped=True),
@@ -105,14 +108,17 @@ class Result:
 
     metrics: name -> percent, those of one protocol always under the same names; chance: the same names where chance is
     known, percent; beside: what others score, by their names, such as random initialisation; trials: of metrics that
-    are shares of independent trials, how many, for their interval; counts: videos, classes, clips, ...; notes: what the
-    reader must know, a sentence each.
+    are shares of independent trials, how many, for their interval; tested, right: ids of the test videos, and of
+    metrics that are shares of these which of them were right (n,) bool, for what is paired by video; counts: videos,
+    classes, clips, ...; notes: what the reader must know, a sentence each.
     """
 
     metrics: dict[str, float]
     chance: dict[str, float] = field(default_factory=dict)
     beside: dict[str, dict[str, float]] = field(default_factory=dict)
     trials: dict[str, int] = field(default_factory=dict)
+    tested: Sequence[str] = ()
+    right: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, int | float] = field(default_factory=dict)
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()

@@ -71,9 +71,10 @@ def recognition(out: Path, names: Sequence[str], learnt: np.ndarray, labels: np.
     present, shown = np.unique(labels), np.union1d(learnt, labels)
     finite = np.where(np.isneginf(scores), np.finfo(np.float64).min, scores)
     table = metrics.confusion(labels, scores.argmax(1), len(names))
-    values, chance = {"top1": metrics.top_k(finite, labels, 1)}, {"top1": metrics.chance_top(labels, 1)}
-    if len(learnt) > 5:
-        values["top5"], chance["top5"] = metrics.top_k(finite, labels, 5), metrics.chance_top(labels, 5)
+    ranks = metrics.ranks(finite, labels)
+    right = {f"top{k}": ranks < k for k in ((1, 5) if len(learnt) > 5 else (1,))}
+    values = {name: which.mean() for name, which in right.items()}
+    chance = {name: metrics.chance_top(labels, int(name[3:])) for name in right}
     values["mean_class"], chance["mean_class"] = metrics.mean_class(table), 1 / len(present)
     shares = 100 * metrics.per_class(table)
     rows = [(names[i], int(table[i].sum()), float(shares[i]) if i in present else "no test videos",
@@ -95,7 +96,7 @@ def recognition(out: Path, names: Sequence[str], learnt: np.ndarray, labels: np.
     return Result(
         metrics={name: 100 * float(value) for name, value in values.items()},
         chance={name: 100 * float(value) for name, value in chance.items()},
-        trials={name: len(labels) for name in values if name != "mean_class"},
+        trials=dict.fromkeys(right, len(labels)), right=right,
         figures=[figure], tables=tables)
 
 

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import itertools
 import re
@@ -28,10 +29,11 @@ from evaluate.features.handmade import HANDMADE
 from evaluate.features.moments import MOMENTS, pooled
 from evaluate.folds import INSTEAD, TRAIN, check_apart, check_unseen, default_split, left_out
 from evaluate.frozen.beside import with_moments
-from evaluate.holdout import group_split_names, holdout_names
+from evaluate.holdout import group_split_names, holdout_names, sample_name
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
 from evaluate.report import compare, page, pictures, results
 from evaluate.settings import Settings
+from evaluate.twins import add_twins, check_twins
 from shared import cli
 from shared.cli import RequestError, plural
 from shared.clips.index import ClipGeometry
@@ -66,6 +68,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         "videos of every class is asked, learnt from the others; --seeds N draws N times")
     parser.add_argument("--by", choices=["group"], help="--holdout takes whole groups")
     parser.add_argument("--seeds", type=int, metavar="N", help="repeat with seeds 0 to N - 1 (default 1)")
+    parser.add_argument("--samples", type=int, metavar="N", help="learn from so many of the training videos, drawn by "
+                        "the seed, each class by its share, for linear, retrieval and finetune")
+    parser.add_argument("--twins", type=store_argument, metavar="STORE2", help="ask the appearance-free twins too (of "
+                        "preprocess.twins), and say what they keep, for linear and retrieval")
     parser.add_argument("--against", metavar="FILE", help="another checkpoint beside it, for protocols that show two")
     parser.add_argument("--beside", choices=[MOMENTS], help="a row of temporal moments of the same features beside the "
                         "result, for linear and retrieval")
@@ -81,8 +87,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.compare:
         unused = [name for name in ("protocol", "store", "train_split", "test_split", "leave_out", "holdout", "by",
-                                   "against", "beside", "annotations", "cache", "checkpoint", "seeds")
-                  if getattr(args, name)] + ["set"] * bool(args.settings)
+                                   "against", "beside", "twins", "samples", "annotations", "cache", "checkpoint",
+                                   "seeds") if getattr(args, name)] + ["set"] * bool(args.settings)
         if unused:
             raise RequestError(f"--compare takes --out only; --{unused[0].replace('_', '-')} does not go with it")
     missing = [name for name in (("out",) if args.compare else ("protocol", "checkpoint", "store", "out"))
@@ -99,6 +105,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise RequestError("--holdout makes both splits; leave --train-split, --test-split and --leave-out out")
     if args.groups and (args.train_split or args.test_split):
         raise RequestError("--leave-out group=NAME makes both splits; leave --train-split and --test-split out")
+    if args.samples is not None and args.samples < 1:
+        raise RequestError(f"--samples {args.samples}; expected 1 or more")
+    if args.samples and args.leave_out:
+        raise RequestError("--samples does not go with --leave-out group, which learns from others for every group; "
+                           "name one by --leave-out group=NAME")
     if args.by and args.holdout is None:
         raise RequestError("--by group goes with --holdout SHARE; --leave-out group asks every group in turn")
     return args
@@ -139,7 +150,7 @@ def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Se
         own = dict(protocol=name, settings=shared[name], caches=caches)
         if len(names) > 1:
             own |= dict(out=args.out / name, cache=args.cache or args.out / "features")
-        for flag in ("against", "beside", "annotations"):
+        for flag in ("against", "beside", "twins", "samples", "annotations"):
             if flag not in protocol.may and any(flag in other.may for other in protocols.values()):
                 own[flag] = None
         if not protocol.learns and any(other.learns for other in protocols.values()):
@@ -154,7 +165,7 @@ def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Se
 
 def _check(args: argparse.Namespace, protocol: Protocol) -> None:
     """Refuse flags that the protocol does not take, and a lack of those that it needs."""
-    for flag in ("against", "beside"):
+    for flag in ("against", "beside", "twins", "samples"):
         if getattr(args, flag) and flag not in protocol.takes:
             raise RequestError(f"--{flag} does not apply to {args.protocol}; leave it out")
     if args.train_split and not protocol.learns:
@@ -175,6 +186,9 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         raise StoreError(f"{args.store / 'store.json'}: names {cli.plural(named, 'class', 'classes')}, and the index "
                          f"has labels up to {most}")
     pairs = split_pairs(index, args)
+    for train, _ in pairs if args.samples else ():
+        choose(index, sample_name(train, args.samples, 0))
+    twins = check_twins(index, args.twins) if args.twins else None
     encoders = [pooled(open_encoder(text, world.device), settings.features.pool) for text in args.checkpoint]
     for encoder in encoders:
         check_unseen(index, document["dataset"], encoder, [test or train for train, test in pairs])
@@ -186,7 +200,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         args.out.mkdir(parents=True, exist_ok=True)
         stack.callback(os.close, cli.hold(args.out, "--out"))
     cache = FeatureCache(args.cache or args.out / "features", args.caches)
-    module, runs = importlib.import_module(find_protocol(args.protocol).module), []
+    module, runs, paired = importlib.import_module(find_protocol(args.protocol).module), [], []
     asked = itertools.product(zip(args.checkpoint, encoders), pairs, range(1 if args.holdout else args.seeds))
     for number, ((text, encoder), (train, test), seed) in enumerate(asked):      # alike on every rank
         if takes_seed(text) and seed:
@@ -194,11 +208,17 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
         out = args.out / "runs" / _folder_name(number, train, test, seed)
         if world.main:
             out.mkdir(parents=True, exist_ok=True)
-        request = Request(args.protocol, encoder, args.store, train, test, bool(args.leave_out), seed, settings, cache,
+        learnt = sample_name(train, args.samples, seed) if args.samples else train
+        request = Request(args.protocol, encoder, args.store, learnt, test, bool(args.leave_out), seed, settings, cache,
                           out, world, args.against, args.annotations)
         result = module.run(request)
         if args.beside:
             result = with_moments(module.run, request, result)
+        if args.twins:
+            if world.main:
+                (out / "twins").mkdir(exist_ok=True)
+            with damage_stops(args.twins):
+                paired.append((result, module.run(dataclasses.replace(request, store=args.twins, out=out / "twins"))))
         if world.main:
             runs.append(results.Run(encoder.text, train, test, seed, result))
     if not world.main:
@@ -207,12 +227,20 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
     if args.seeds > 1 and all(run.result.metrics == runs[0].result.metrics for run in runs):
         remarks.append(f"All {len(runs)} runs gave the same numbers: nothing in them depends on the seed. A spread "
                        "needs checkpoints of several training seeds, or several splits.")
+    if args.samples:
+        remarks.append(f"Learnt from {plural(args.samples, 'training video')}, drawn by the seed: of every class its "
+                       "share, one at least.")
     if "features" in chosen:
         chosen["view"] = view.to_dict()
     store = {"store": str(args.store), "dataset": document["dataset"], "index": index.generation,
              "recipe_hash": document["recipe_hash"]}
     summary = results.summarise(args.protocol, runs, chosen, [results.origin(encoder) for encoder in encoders], store,
                                 remarks)
+    if args.samples:
+        summary["splits"]["samples"] = args.samples
+    if twins:
+        add_twins(summary, twins, [pair for pair, run in zip(paired, runs) if
+                                   (run.train_split, run.test_split) == pairs[0]])
     shown = [*runs[0].result.figures, *background_figures(args.out, encoders, index, document)]
     summary["figures"] = results.listed(args.out, shown)
     results.write_metrics(args.out, summary)

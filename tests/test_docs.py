@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from shared import cli
+from shared.datasets.catalog import open_catalog
 from shared.recipes.preprocessing import load_pipeline
 from shared.recipes.training import load_training
 
@@ -131,3 +132,31 @@ def test_a_page_runs_from_top_to_bottom(page, small_videos, tmp_path, monkeypatc
 def test_python_on_a_page_compiles(page):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         compile(block, str(page), "exec")
+
+
+def test_lists_of_fine_gym_and_jester_become_a_folders_csv(tmp_path, monkeypatch):
+    """The page's Python on small lists of the official forms; no film and no frames are there, so nothing is cut."""
+    gym, jester = re.findall(r"```python\n(.*?)```", (ROOT / "docs/published-sets.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    film, clip = "A0xAXXysHUo", "A0xAXXysHUo_E_002184_002237_A_0035_0036"
+    Path("gym99_categories.txt").write_text(
+        "Clabel: 0; set: 1; Glabel: 1; (VT) round-off, flic-flac with 0.5 turn on\nClabel: 1; set: 22; Glabel: 9; "
+        "(FX) switch leap; 1 turn\n")
+    Path("gym99_train_element_v1.1.txt").write_text(f"{clip} 1\n-mmq0PT-u8k_E_000010_000014_A_0000_0002 0\n")
+    Path("gym99_val_element.txt").write_text(f"{film}_E_002184_002237_A_0040_0043 0\n")
+    Path("finegym_annotation_info_v1.1.json").write_text("{}")
+    exec(gym, {})
+    lists = ["jester-v1-train.csv", "34870;Drumming Fingers\n56557;Sliding Two Fingers Right\n",
+             "jester-v1-validation.csv", "9223;Thumb Down\n", "jester-v1-test.csv", "12;\n7\n"]
+    for name, text in zip(lists[::2], lists[1::2]):
+        Path(name).write_text(text)
+    exec(jester, {})
+    for name in (f"clips/{clip}", "jester/34870", "jester/9223", "jester/7"):
+        Path(f"{name}.mp4").touch()
+    catalog = open_catalog("folder", tmp_path / "clips")
+    assert [(v.id, v.class_name, v.splits, v.group) for v in catalog.videos] == [
+        (f"{clip}.mp4", "(FX) switch leap; 1 turn", ("train",), film)]
+    assert len(catalog.absent) == 2 and "(VT) round-off, flic-flac with 0.5 turn on" in catalog.classes
+    catalog = open_catalog("folder", tmp_path / "jester")
+    assert [(v.id, v.class_name, v.splits) for v in catalog.videos] == [
+        ("34870.mp4", "Drumming Fingers", ("train",)), ("7.mp4", "", ("test",)), ("9223.mp4", "Thumb Down", ("val",))]

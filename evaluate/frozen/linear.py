@@ -64,7 +64,7 @@ def run(request: Request) -> Result | None:
     write_predictions(request.out, videos, found.classes, labels, scores)
     result = recognition(request.out, found.classes, learnt, labels, scores)
     counts = {**found.counts, **({"c": median_low(cs)} if cs else {})}
-    return dataclasses.replace(result, counts=counts, notes=list(notes))
+    return dataclasses.replace(result, tested=[video for video, _ in videos], counts=counts, notes=list(notes))
 
 
 def classify(request: Request, train: Features, labels: np.ndarray, test: np.ndarray) -> Answer:

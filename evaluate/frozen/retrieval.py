@@ -48,7 +48,9 @@ def run(request: Request) -> Result | None:
     return Result(
         metrics={f"r@{k}": 100 * share for k, share in recall.items()},
         chance={f"r@{k}": 100 * share / len(labels) for k, share in chance.items()},
-        trials={f"r@{k}": len(labels) for k in ks}, counts=dict(found.counts), figures=_figures(request, shown),
+        trials={f"r@{k}": len(labels) for k in ks}, tested=[video for fold in found.folds for video in fold.test.ids],
+        right={f"r@{k}": (answers[:, :k] == labels[:, None]).any(1) for k in ks},
+        counts=dict(found.counts), figures=_figures(request, shown),
         tables=[Table("Per class, hardest first", ("class", "queries", *(f"R@{k}, %" for k in ks)),
                       sorted(table, key=lambda row: row[2]))], notes=found.notes)
 

@@ -78,7 +78,8 @@ def _splits(splits: Mapping) -> dict:
     if splits["train"] == [None] and splits["leave_out"] is None:
         return {"videos": [split or "all" for split in splits["test"]]}
     if splits["leave_out"] is None:
-        return {"train split": splits["train"], "test split": splits["test"]}
+        samples = {"training samples": splits["samples"]} if "samples" in splits else {}
+        return {"train split": splits["train"], **samples, "test split": splits["test"]}
     return {"videos": [split or "all" for split in splits["train"]],
             "tested": "each group in turn, learnt from the others"}
 

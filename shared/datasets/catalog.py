@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from shared.cli import RequestError, nearest, plural
-from shared.datasets import ava, folder, layouts, ssv2, vidsitu
+from shared.datasets import ava, diving48, folder, layouts, ssv2, vidsitu
 from shared.datasets.archives import Fields
 from shared.datasets.listing import Listing, class_order
 from shared.datasets.scan import Headers, Scan, is_utf8, printable, scan
@@ -17,7 +17,8 @@ from shared.store.place import Place, as_place
 from shared.videos.files import VideoFile
 
 LAYOUTS = {"folder": folder.listing, "synthetic": folder.listing, "ucf101": layouts.ucf101, "hmdb51": layouts.hmdb51,
-           "kinetics400": layouts.kinetics400, "ssv2": ssv2.listing, "vidsitu": vidsitu.listing, "ava": ava.listing}
+           "kinetics400": layouts.kinetics400, "ssv2": ssv2.listing, "diving48": diving48.listing,
+           "vidsitu": vidsitu.listing, "ava": ava.listing}
 ONE_SIDED = ("ssv2",)     # datasets whose classes tell left from right (docs/method.md 2.4)
 
 

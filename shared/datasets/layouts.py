@@ -3,7 +3,7 @@
 A reader takes the videos root, the annotations the user gave (or None) and the videos found on disk (paths relative
 to the root), and returns a Listing; `shared.datasets.catalog`, which knows all layouts by name, joins the two. A new
 layout is a new reader; those whose annotations say more than a class a video have modules of their own (ssv2,
-vidsitu, ava), and so has the user's own folder.
+diving48, vidsitu, ava), and so has the user's own folder.
 """
 
 import re

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.holdout import held_out, holdout_names
+from evaluate.holdout import held_out, holdout_names, sample_name
 from shared.cli import RequestError
 
 
@@ -53,3 +53,32 @@ def test_seeds_differ_and_what_leaves_nothing_is_refused():
         parts([0] * 3, ["a"] * 3, 0.2, "group", 0)
     with pytest.raises(RequestError, match="0 labelled videos"):
         parts([-1] * 3, ["a"] * 3, 0.2, "video", 0)
+
+
+def samples(labels, count, seed=0):
+    """Of a split that holds all videos but the last."""
+    index = SimpleNamespace(store="STORE", label=np.array(labels), in_split=lambda name: np.arange(len(labels) - 1))
+    return held_out(index, sample_name("train", count, seed))
+
+
+@given(labels=st.lists(st.integers(-1, 4), min_size=3, max_size=60), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_samples_are_of_every_class_its_share(labels, share, seed):
+    there = np.array(labels[:-1])
+    counts = {label: int((there == label).sum()) for label in set(there.tolist()) - {-1}}
+    if not counts:
+        return
+    count = len(counts) + round(share * (sum(counts.values()) - len(counts)))
+    taken = samples(labels, count, seed)
+    assert len(taken) == count and (np.diff(taken) > 0).all() and taken[-1] < len(there)
+    ones = sum(count * own / sum(counts.values()) < 1 for own in counts.values())
+    for label, own in counts.items():
+        wanted, got = count * own / sum(counts.values()), int((there[taken] == label).sum())
+        assert 1 <= got <= own and wanted - 1 - ones < got < max(wanted, 1) + 1
+    np.testing.assert_array_equal(taken, samples(labels, count, seed))
+
+
+def test_samples_that_cannot_be_and_those_of_other_seeds():
+    assert samples([0, 1] * 20, 10).tolist() != samples([0, 1] * 20, 10, 1).tolist()
+    for count in (1, 6):
+        with pytest.raises(RequestError, match=f"--samples {count}: train of STORE has 5 labelled videos of 2 classes"):
+            samples([0, 1, 0, 1, 0, 0], count)

@@ -117,3 +117,17 @@ def test_paired_interval_holds_the_difference_as_often_as_it_says():
         low, high = metrics.paired_interval(shared < 0.8, 0.7 * shared + 0.3 * rng.random(40) < 0.5)
         held += low <= 0.3 <= high
     assert held / 500 > 0.93
+
+
+def test_kept_above_chance():
+    """90 of 100 right, 70 on the counterparts, 60 on both: two thirds of what is above a chance of 30 %."""
+    found = metrics.kept_above_chance([[0, 10], [30, 60]], 0.3)
+    assert found.lost == pytest.approx(0.2) and found.kept == pytest.approx(2 / 3)
+    difference = 1.96 * np.sqrt((0.1 + 0.3 - 0.2 ** 2) / 100)            # of paired shares, the normal approximation
+    np.testing.assert_allclose(found.lost_interval, [0.2 - difference, 0.2 + difference], atol=0.015)
+    low, high = found.kept_interval
+    assert 0.4 < low < 2 / 3 < high < 0.9
+    whole = metrics.kept_above_chance([[0, 0], [0, 40]], 0.5)            # nothing differs, and still nothing is certain
+    assert whole.lost == 0 and whole.kept == 1 and whole.kept_interval[0] < 0.95 and whole.lost_interval[1] > 0.02
+    none = metrics.kept_above_chance([[20, 0], [20, 0]], 0.5)
+    assert none.kept is None and none.kept_interval is None and none.lost == 0.5

@@ -56,6 +56,27 @@ def test_splits_on_the_spot_that_cannot_be(evaluate, more, message):
         evaluate("linear", "mean-image", *more)
 
 
+@pytest.mark.parametrize("protocol", ["linear", "retrieval"])
+def test_so_many_training_samples(evaluate, tmp_path, protocol):
+    found = evaluate(protocol, "mean-image", "--samples", "5", "--seeds", "2")
+    assert found["splits"]["train"] == ["train"] and found["splits"]["samples"] == 5
+    assert [run["counts"]["train_videos"] for run in found["runs"]] == [5, 5]
+    assert any("Learnt from 5 training videos, drawn by the seed" in note for note in found["notes"])
+    assert "training samples" in (tmp_path / "out/report.html").read_text()
+    assert len(found["interval"]) and found["metrics"] == found["mean"]         # the headline is of both seeds
+    other = evaluate(protocol, "mean-image", "--samples", "4", "--holdout", "0.3", out="held")
+    assert other["runs"][0]["counts"]["train_videos"] == 4
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--samples", "0"], "expected 1 or more"), (["--samples", "2"], "9 labelled videos of 3 classes"),
+    (["--samples", "10"], "no more than there are"), (["--samples", "5", "--leave-out", "group"], "name one by"),
+])
+def test_so_many_samples_cannot_be(evaluate, more, message):
+    with pytest.raises(RequestError, match=message):
+        evaluate("linear", "mean-image", *more)
+
+
 class Page(HTMLParser):
     """What a browser would fetch for a page, its pictures, and its text."""
 

@@ -1,0 +1,68 @@
+"""`--twins`: what an encoder keeps without appearance. The class is where something moves, and the colour."""
+
+import json
+
+import numpy as np
+import pytest
+
+from evaluate import metrics, run
+from preprocess import twins
+from shared import cli
+from shared.cli import RequestError
+
+FAST = ["--set", "run.threads=1", "--set", "clips=2", "--set", "run.device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, film, pack):
+    """Forty videos of 64x80, red where a patch moves on the left, blue where one moves on the right, and twins."""
+    base, rng = tmp_path_factory.mktemp("twins"), np.random.default_rng(0)
+    rows = ["path,label,split"]
+    for number in range(40):
+        right = number % 2
+        scene = rng.integers(60, 190, (1, 16, 20, 1)).repeat(4, 1).repeat(4, 2).repeat(3, 3) + np.zeros((16, 1, 1, 1))
+        scene[..., 2 * right] += 50
+        patch, side = rng.integers(0, 255, (8, 8, 3)).repeat(3, 0).repeat(3, 1), rng.choice((-1, 1))
+        top, left = rng.integers(4, 36), 40 * right + (2 if side > 0 else 12)
+        for t, frame in enumerate(scene):
+            at = left + side * (t * 2 // 3)
+            frame[top:top + 24, at:at + 24] = patch
+        path = f"{'right' if right else 'left'}/{number:02d}.mp4"
+        film(base / "videos" / path, scene.clip(0, 255).astype(np.uint8))
+        rows.append(f"{path},{'right' if right else 'left'},{'test' if number >= 20 else 'train'}")
+    (base / "labels.csv").write_text("\n".join(rows) + "\n")
+    store = pack("folder", base / "videos", base / "labels.csv", base / "store")
+    assert twins.main([str(store), "--out", str(base / "twins"), "--engine", "serial"]) == 0
+    return store, base / "twins"
+
+
+def evaluate(stores, out, protocol, checkpoint, *more):
+    assert run.main(["--protocol", protocol, "--checkpoint", checkpoint, "--store", str(stores[0]), "--twins",
+                     str(stores[1]), "--out", str(out), *more, *FAST]) == cli.DONE
+    return json.loads((out / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("protocol, score", [("linear", "top1"), ("retrieval", "r@1")])
+def test_motion_is_kept_and_appearance_lost(stores, tmp_path, protocol, score):
+    seeing = evaluate(stores, tmp_path / "moves", protocol, "frame-difference")
+    found = seeing["twins"]["scores"][score]
+    assert found["chance"] == pytest.approx(50)
+    assert seeing["metrics"][score] == found["videos"]
+    assert seeing["beside"]["appearance-free twins"][score] == found["twins"]
+    assert found["videos"] > 85 and found["twins"] > 85 and found["kept"] > 70
+    low, high = found["kept_interval"]
+    assert low < found["kept"] < high
+    page = (tmp_path / "moves/report.html").read_text()
+    assert "Without appearance" in page and " twins</th>" in page
+    blind = evaluate(stores, tmp_path / "looks", protocol, "mean-image")["twins"]["scores"][score]
+    low, high = (100 * end for end in metrics.interval(0.5, 20))
+    assert blind["videos"] == 100 and low <= blind["twins"] <= high and blind["kept"] < 60
+
+
+def test_what_is_no_twin_is_refused(stores, tmp_path, store, moving):
+    with pytest.raises(RequestError, match="holds no twins"):
+        evaluate((stores[0], stores[0]), tmp_path / "out", "linear", "mean-image")
+    with pytest.raises(RequestError, match="is not in .*, or of another class"):
+        evaluate((store, stores[1]), tmp_path / "out", "linear", "mean-image")
+    with pytest.raises(RequestError, match="--twins does not apply to saliency"):
+        evaluate(stores, tmp_path / "out", "saliency", "random:r2plus1d_tiny")
