@@ -18,6 +18,7 @@ from evaluate.folds import Fold, gather_features
 from evaluate.frozen.linear import classify
 from evaluate.frozen.retrieval import nearest
 from evaluate.motion import probes
+from evaluate.motion.looks import DEFAULT, Looks, Summary, ask, trials
 from evaluate.motion.maps import clip_maps
 from evaluate.motion.probes import Motion, motion_probe
 from evaluate.motion.truth import Clips, Truth, read_truth, videos_root
@@ -54,11 +55,13 @@ class Scene:
 @dataclass(frozen=True)
 class Scores:
     """values: name -> percent; shared (4,): percent of test videos whose nearest other shares background and motion,
-    the background alone, the motion alone, neither; said: the dense probe's answer, None for no truth."""
+    the background alone, the motion alone, neither; said: the dense probe's answer, None for no truth; lookalikes: None
+    where no test video has any."""
 
     values: dict[str, float]
     shared: np.ndarray
     said: Motion | None
+    lookalikes: Summary | None = None
 
 
 def read_scene(request: Request, train: np.ndarray, test: np.ndarray, view: View) -> Scene:
@@ -92,13 +95,16 @@ def check_shown(scene: Scene) -> None:
                            "leave the object out by --set controls.truth=false")
 
 
-def score(request: Request, encoder: Encoder, test: np.ndarray, scene: Scene | None) -> Scores | None:
-    """All scores of one network; None on all ranks but rank 0. test: positions in the index."""
+def score(request: Request, encoder: Encoder, test: np.ndarray, looks: Looks, scene: Scene | None) -> Scores | None:
+    """All scores of one network; None on all ranks but rank 0. test: positions in the index, looks: theirs."""
     found = gather_features(dataclasses.replace(request, encoder=encoder))
-    values, shared, said = {}, None, None
+    values, shared, said, lookalikes = {}, None, None, None
     if found:
         fold = found.folds[0]
         values, shared = class_scores(_kept_answers(request, fold, test), fold.test.labels, fold.test.groups)
+        if next(trials(looks), None) is not None:
+            lookalikes = ask(fold.test.vectors, looks, DEFAULT.distractors)
+            values |= lookalikes.values
     if scene is not None:
         settings = request.settings
         reader = StoreReader(request.store)
@@ -114,7 +120,7 @@ def score(request: Request, encoder: Encoder, test: np.ndarray, scene: Scene | N
         if maps is not None:
             for name in MAPS:
                 values |= object_scores(name, getattr(maps, name), scene)
-    return Scores(values, shared, said) if found else None
+    return Scores(values, shared, said, lookalikes) if found else None
 
 
 def _kept_answers(request: Request, fold: Fold, test: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from evaluate.finetuned.job import FINETUNED
 from evaluate.finetuned.supervised import train_supervised
 from evaluate.motion import control_pictures, probes
 from evaluate.motion.control_scores import MAPS, Scene, Scores, object_scores, read_scene, score
+from evaluate.motion.looks import known_looks
 from evaluate.motion.truth import check_synthetic
 from evaluate.protocol import Figure, Request, Result, Table
 from evaluate.recognition import check_classes
@@ -65,7 +66,8 @@ def run(request: Request) -> Result | None:
     request = dataclasses.replace(request, settings=dataclasses.replace(request.settings, features=pinned))
     scene = read_scene(request, train, test, view) if request.settings.controls.truth else None
     methods = {request.encoder.text: [request.encoder], **baselines(request, index, len(train), view)}
-    scores = {name: [score(request, encoder, test, scene) for encoder in encoders]
+    looks = known_looks(index).take(test)
+    scores = {name: [score(request, encoder, test, looks, scene) for encoder in encoders]
               for name, encoders in methods.items()}
     if not request.world.main:
         return None
@@ -119,8 +121,13 @@ def result(request: Request, index: Index, train: np.ndarray, test: np.ndarray, 
               "background_r@1": probes.chance_shared(groups), "motion_r@1": probes.chance_shared(labels)}
     trials = dict.fromkeys(chance, len(test))
     chance = {name: 100 * share for name, share in chance.items()}
+    if lookalikes := scores[own][0].lookalikes:
+        chance, trials = chance | lookalikes.chance, trials | lookalikes.trials
+    balanced = len(set(zip(groups, labels.tolist()))) == len(set(groups)) * len(set(labels.tolist()))
     notes = ["Every background occurs under every motion class, so background alone tells no class; the nearest "
-             "neighbour is sought among the other test videos, whose backgrounds they share.",
+             "neighbour is sought among the other test videos, whose backgrounds they share." if balanced else
+             "Backgrounds are not before every motion class here, as in sets of look-alikes: what features say of the "
+             "class may be the background's doing. The look-alikes' scores are free of it.",
              "Beside the result: "
              + (f"{plural(len(scores[RANDOM]), 'random initialisation')} (mean), " if RANDOM in scores else "")
              + (f"the same backbone trained with labels for "

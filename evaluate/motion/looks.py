@@ -3,6 +3,7 @@
 V videos, C features, Q queries.
 """
 
+import csv
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from scipy.sparse.csgraph import connected_components
 from evaluate import metrics
 from evaluate.settings import Lookalikes
 from shared.cli import RequestError
-from shared.datasets.listing import rows_of, within
+from shared.datasets.listing import read_text, rows_of, within
 from shared.store.index import Index
 from shared.store.place import Place, as_place
 from shared.store.record import read_records
 
 NAME, FACTOR = "lookalikes", "factor"
 OWN = {"class": "class_name", "group": "group"}       # columns that the store itself has
+DEFAULT = Lookalikes("motion", "look", 5)             # of `controls`, which has no settings for them
 EQUAL = 1e-9                                          # cosines that differ by less are equal
 
 
@@ -91,6 +93,15 @@ def read_looks(index: Index, settings: Lookalikes, annotations: Place | None = N
            for path in index.path]
     return Looks(*(np.array(getattr(index, OWN[column]) if column in OWN else [row.get(column, "") for row in own], str)
                    for column in (*columns, FACTOR)))
+
+
+def known_looks(index: Index) -> Looks:
+    """As `read_looks`, with the store's classes for motions and its groups for looks where no annotations beside the
+    videos name them."""
+    file = beside_videos(index)
+    header = next(csv.reader(read_text(file).splitlines()[:1]), []) if file else []
+    named = {DEFAULT.motion, DEFAULT.look} <= {name.strip() for name in header}
+    return read_looks(index, DEFAULT if named else Lookalikes("class", "group", DEFAULT.distractors))
 
 
 def beside_videos(index: Index) -> Place | None:

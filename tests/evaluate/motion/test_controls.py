@@ -305,12 +305,13 @@ def evaluate(store, out, *more, checkpoint):
 def test_the_command_prints_the_baselines_beside_the_result(motions, tmp_path, capsys):
     found = evaluate(motions, tmp_path / "one", "--set", "untrained=2", checkpoint="random:r2plus1d_tiny:5")
     maps = {f"{name}_object{part}" for name in ("cam", "aligned") for part in ("", "_mass", "_pointing")}
-    probed = {"linear", "knn", "background_r@1", "motion_r@1", "dense", "dense_own_other", "energy"}
+    probed = {"linear", "knn", "background_r@1", "motion_r@1", "dense", "dense_own_other", "energy", "lookalikes"}
     assert set(found["metrics"]) == set(found["chance"]) == probed | maps
     beside = {"random": probed | maps, "supervised": probed | maps, "mean-image": probed, "prior": maps}
     assert {name: set(values) for name, values in found["beside"].items()} == beside
     assert found["chance"]["linear"] == 12.5 and found["chance"]["background_r@1"] == pytest.approx(100 * 7 / 15)
     assert found["chance"]["motion_r@1"] == pytest.approx(100 * 1 / 15) and found["chance"]["dense"] == 0
+    assert found["chance"]["lookalikes"] == pytest.approx(100 / 6) and found["beside"]["mean-image"]["lookalikes"] < 10
     assert found["counts"]["test_backgrounds"] == 2 and found["counts"]["train_videos"] == 32
     line = capsys.readouterr().out.splitlines()[-1]
     for method in ("random", "supervised", "mean-image"):

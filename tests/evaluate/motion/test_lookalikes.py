@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from evaluate import run
-from evaluate.motion.looks import Looks, ask, trials
+from evaluate.motion.looks import Looks, ask, known_looks, trials
 from preprocess.lookalikes import Lookalike, Member
 from preprocess.scenes import CLASSES, Dials
 from preprocess.synthetic import plan
 from shared import cli
 from shared.cli import RequestError
+from shared.store.index import Index
 from shared.store.record import write_record
 
 FAST = [word for setting in ("run.threads=1", "run.device=cpu", "run.workers=1", "clips=2")
@@ -174,3 +175,9 @@ def test_a_store_without_annotations(store, tmp_path):
     found = evaluate(store, tmp_path / "out", "mean-image", "--set", "lookalikes.motion=class", "--set",
                      "lookalikes.look=group")
     assert found["metrics"]["lookalikes"] == 100                  # the classes are colours
+
+
+def test_controls_take_classes_and_groups_where_nothing_is_named(alike, store):
+    named, own = (known_looks(Index.load(one)) for one in (alike, store))
+    assert set(named.factor) == {"", *FACTORS} and len(set(named.motion)) == 9 and len(set(named.look)) == 18
+    assert set(own.motion) == {"a", "b", "c"} and set(own.look) == {"g0", "g1", "g2"} and set(own.factor) == {""}
