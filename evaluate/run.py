@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from evaluate.features.cache import FeatureCache
+from evaluate.features.cells import as_asked
 from evaluate.features.encoders import Encoder, open_encoder, takes_seed
 from evaluate.features.extract import View, choose
 from evaluate.features.handmade import HANDMADE
@@ -189,7 +190,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
     for train, _ in pairs if args.samples else ():
         choose(index, sample_name(train, args.samples, 0))
     twins = check_twins(index, args.twins) if args.twins else None
-    encoders = [pooled(open_encoder(text, world.device), settings.features.pool) for text in args.checkpoint]
+    encoders = [as_asked(open_encoder(text, world.device), settings.features) for text in args.checkpoint]
     for encoder in encoders:
         check_unseen(index, document["dataset"], encoder, [test or train for train, test in pairs])
     view = check_alike(encoders, args.checkpoint, settings)
@@ -204,7 +205,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
     asked = itertools.product(zip(args.checkpoint, encoders), pairs, range(1 if args.holdout else args.seeds))
     for number, ((text, encoder), (train, test), seed) in enumerate(asked):      # alike on every rank
         if takes_seed(text) and seed:
-            encoder = pooled(open_encoder(text, world.device, seed), settings.features.pool)
+            encoder = as_asked(open_encoder(text, world.device, seed), settings.features)
         out = args.out / "runs" / _folder_name(number, train, test, seed)
         if world.main:
             out.mkdir(parents=True, exist_ok=True)

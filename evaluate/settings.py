@@ -24,9 +24,10 @@ class FeatureSettings:
 @dataclass(frozen=True)
 class Pooled(FeatureSettings):
     """pool: `mean` of what a network says of its positions, or `moments` of it over time
-    (evaluate.features.moments)."""
+    (evaluate.features.moments); grid: cells a side, each pooled by itself (evaluate.features.cells)."""
 
     pool: str = late("mean")
+    grid: int = late(1)
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ class Settings:
 def check(settings: Settings) -> None:
     """Refuse values that no run can have. Raises RequestError naming the setting."""
     least = {"features.clips": 1, "features.size": 0, "features.short_edge": 0, "softmax.epochs": 1, "softmax.batch": 1,
-             "softmax.weight_decay": 0, "retrieval.block": 1, "retrieval.shown": 0, "finetune.steps": 0,
+             "features.grid": 1, "softmax.weight_decay": 0,
+             "retrieval.block": 1, "retrieval.shown": 0, "finetune.steps": 0,
              "finetune.epochs": 1, "finetune.batch": 2, "finetune.accumulate": 1, "finetune.bn_group": 2,
              "finetune.weight_decay": 0, "finetune.clip_norm": 0, "finetune.rand_n": 0, "finetune.rand_m": 0,
              "finetune.test_size": 0,

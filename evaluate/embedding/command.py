@@ -22,9 +22,9 @@ from evaluate.embedding.files import FolderVideos
 from evaluate.embedding.kept import FAILURES, FEATURES, PARQUET, RECORD, TABLE, Finished, Kept, read_finished
 from evaluate.embedding.sources import Item, StoreVideos, Videos
 from evaluate.embedding.work import embed, embed_all
+from evaluate.features.cells import as_asked
 from evaluate.features.encoders import Encoder, open_encoder
 from evaluate.features.extract import View
-from evaluate.features.moments import MEAN, pooled
 from evaluate.features.vectors import from_main
 from evaluate.protocol import Table, load_sections
 from evaluate.report.page import table_text
@@ -74,7 +74,7 @@ def make(args: argparse.Namespace, settings: Settings, world: World) -> int:
     began, out, kept = time.monotonic(), args.out, None
     with contextlib.ExitStack() as stack:
         with together(world), damage_stops(args.store or ""):
-            encoder = pooled(open_encoder(args.checkpoint, world.device), settings.features.pool)
+            encoder = as_asked(open_encoder(args.checkpoint, world.device), settings.features)
             view = dataclasses.replace(View.of(settings.features, encoder), step=args.step or 0)
             videos = StoreVideos(args.store) if args.store else folder(args.videos, settings.run)
             details = describe(encoder, videos, settings, world)
@@ -214,7 +214,9 @@ def encode_file(path: Place, found: Finished, run: RunEvaluation,
     """The feature (C,) of a video file, made as those of OUT, and its middle frame. Raises RequestError."""
     made, said = found.document["request"], found.document["checkpoint"]
     text = said.get("file", said["text"])
-    encoder = pooled(open_encoder(text, device), found.document["settings"]["features"].get("pool", MEAN))
+    asked = load_sections(("features",), [f"features.{key}={value}" for key, value in
+                                     found.document["settings"]["features"].items() if key in ("pool", "grid")])
+    encoder = as_asked(open_encoder(text, device), asked.features)
     if encoder.sha256 != made["checkpoint"]:
         raise RequestError(f"{text} is not the checkpoint of {found.out} any more: its SHA-256 is "
                            f"{encoder.sha256[:12]}, was {made['checkpoint'][:12]}; put the old one back, or embed anew")
