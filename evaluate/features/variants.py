@@ -8,7 +8,7 @@ from scipy.ndimage import binary_dilation, binary_fill_holes
 
 from shared.store.reader import StoreReader
 
-VARIANTS = STILL, SHUFFLED, REVERSED, BACKGROUND = "still", "shuffled", "reversed", "background"
+VARIANTS = STILL, SHUFFLED, REVERSED, BACKGROUND = "still", "shuffled", "reversed", "background_only"
 MOVING = 0.02      # px/frame per px: a cell moves where its motion is above it; of generated objects none is missed
 MEDIAN = 31        # frames, evenly over the video, whose median stands for what does not move
 CELL = 8           # pixels, a side (docs/format.md)
@@ -21,8 +21,8 @@ def altered(variant: str, reader: StoreReader, position: int, numbers: np.ndarra
 
     position: the video's in the index; numbers (n,): which of its frames `frames` (n, h, w, 3) are, cut out by `crop`;
     places (u, L). `still`: the middle frame of each clip, repeated; `shuffled`: each clip's frames in an order drawn by
-    the video's position; `reversed`: last frame first; `background`: what moves in a clip is replaced by the video's
-    temporal median there, at all of the clip's times.
+    the video's position; `reversed`: last frame first; `background_only`: what moves in a clip is replaced by the
+    video's temporal median there, at all of the clip's times.
     """
     if variant == STILL:
         return frames, np.repeat(places[:, places.shape[1] // 2, None], places.shape[1], axis=1)

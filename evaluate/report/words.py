@@ -40,7 +40,7 @@ _SALIENCY = {
     "object_pointing": Measure("peak on the object", "How often is its largest value there?"),
 }
 _TAKEN = {"still": "one frame repeated", "shuffled": "frames shuffled", "reversed": "frames in reverse",
-          "background": "moving cells replaced"}
+          "background_only": "moving cells replaced"}
 _OF_TAKEN = {"top1": ("top-1", "How often does the right class score highest?"),
              "r@1": ("R@1", "How often is the nearest training video of the same class?")}
 _CHANGED = {"static_look": "another background", "moving_look": "an object with another texture",

@@ -41,12 +41,13 @@ def test_motion_alone_loses_all_without_motion(sides, tmp_path, more):
     found = evaluate(sides, tmp_path / "out", "frame-difference", *more)
     videos = 16 if more else 8
     values, chance = found["metrics"], found["chance"]
-    assert set(values) == {f"{variant}{name}" for variant in ("", "still_", "shuffled_", "reversed_", "background_")
-                           for name in ("top1", "r@1")} == set(chance) == set(found["interval"])
+    variants = "", "still_", "shuffled_", "reversed_", "background_only_"
+    assert set(values) == {f"{variant}{name}" for variant in variants for name in ("top1", "r@1")}
+    assert set(values) == set(chance) == set(found["interval"])
     assert set(chance.values()) == {50}
     for name in ("top1", "r@1"):
         assert values[name] == values[f"reversed_{name}"] == 100
-        assert values[f"still_{name}"] == values[f"background_{name}"] == 50          # features of zeros
+        assert values[f"still_{name}"] == values[f"background_only_{name}"] == 50          # features of zeros
     for table in found["tables"]:
         lost = {row[0]: row[3:] for row in table["rows"]}
         assert lost["nothing"] == [None, None, 50] and lost["the direction of time"][0] == 0

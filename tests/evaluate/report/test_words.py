@@ -32,6 +32,7 @@ def test_a_result_is_a_sentence(given, said):
 def test_every_measure_says_what_it_asks():
     assert all(one.words and one.asks.endswith((".", "?")) for one in MEASURES.values())
     assert measure("something_new").words == "something new" and measure("cam_corr").say(-0.2) == "0.00"
+    assert measure("background_r@1").words == "nearest video: same background"      # of `controls`, not of `background`
     assert headline({"protocol": "controls", "metrics": {"knn": 1.0}}) == "knn"
     assert set(PROTOCOLS) >= {"saliency", "controls"}
 
