@@ -23,6 +23,7 @@ from shared.recipes.pretraining import FRAME_CLIP, FRAME_NETS
 
 RANDOM = "random"
 FOREIGN = {"hf": Transformers, "python": Function}
+UNTRAINED_HF = f"{RANDOM}:hf:"
 PAPER_CLIP, PAPER_SIZE = "16x2", 224                        # docs/method.md 1.7
 COARSE = 112                                                # px, ours: of baselines that keep 16x16 cells
 # What others are trained on: MaCLR's visual pathway (docs/method.md 2.1) and the small ones, ours.
@@ -59,7 +60,8 @@ def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -
     """A checkpoint of train/main.py, an export (.safetensors or its folder), random:NAME[:seed], hf:DIR,
     python:MODULE:NAME or a name of HANDMADE.
 
-    seed: of `random:NAME` without one. Raises RequestError, in one line, for anything else and for damaged files.
+    `random:hf:DIR[:seed]` is that model untrained. seed: of `random:NAME` without one. Raises RequestError, in one
+    line, for anything else and for damaged files.
     """
     text = str(text)
     if text in HANDMADE:
@@ -87,16 +89,23 @@ def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -
     return Encoder(text, net, sha256, view["clip"], view["size"], origin, run)
 
 
-def _foreign(text: str, device: torch.device | str) -> Encoder:
+def _foreign(text: str, device: torch.device | str, seed: int | None = None) -> Encoder:
+    """seed: of a Transformers model's initialisation, instead of its weights."""
     kind = text.partition(":")[0]
-    net: Foreign = FOREIGN[kind](text).to(device)
+    net: Foreign = (FOREIGN[kind](text) if seed is None else Transformers(text, seed)).to(device)
     net.check(ClipGeometry.parse(net.clip).length, net.size)
     sha256 = hashlib.sha256(f"{net.identity} {weights_hash(net)}".encode()).hexdigest()
     origin = {"kind": kind, "backbone": net.name, "features": net.features, **net.origin}
+    if seed is not None:
+        text, origin = f"{RANDOM}:{text}:{seed}", {**origin, "kind": RANDOM, "seed": seed}
     return Encoder(text, net, sha256, net.clip, net.size, origin)
 
 
 def _untrained(text: str, device, seed: int) -> Encoder:
+    if text.startswith(UNTRAINED_HF):
+        folder, _, own = text.rpartition(":")
+        known = own.isdecimal() and folder.startswith(UNTRAINED_HF)
+        return _foreign((folder if known else text).partition(":")[2], device, int(own) if known else seed)
     name, *rest = text.split(":")[1:] or [""]
     if len(rest) > 1 or not name or rest and not rest[0].isdecimal():
         raise RequestError(f"checkpoint {text!r}; expected random:NAME or random:NAME:seed, such as "
@@ -117,7 +126,9 @@ def untrained(name: str, seed: int, device: torch.device | str = "cpu", width: i
 
 def takes_seed(text: str) -> bool:
     """Whether the run's seed decides the weights: `random:NAME` without a seed of its own."""
-    return text.partition(":")[0] == RANDOM and text.count(":") == 1
+    name, _, own = text.removeprefix(UNTRAINED_HF).rpartition(":")
+    return text.startswith(UNTRAINED_HF) and not (name and own.isdecimal()) or \
+        text.partition(":")[0] == RANDOM and text.count(":") == 1
 
 
 def finite(encoder: Encoder, blocks: Iterable[tuple[np.ndarray, np.ndarray, int]],

@@ -29,14 +29,14 @@ EXPECTED = "expected a local folder of save_pretrained, with config.json and mod
 
 class Transformers(Foreign):
     """A model of pixels with `last_hidden_state`: tokens (B, N, C), which may begin with some that are no positions, or
-    (B, C, h', w'). An image model takes each frame by itself."""
+    (B, C, h', w'). An image model takes each frame by itself. seed: of an untrained one, weights or not."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, seed: int | None = None):
         folder = Path(text.partition(":")[2])
         documents = {name: _json(folder / name, text) for name in (CONFIG, *PROCESSORS) if (folder / name).is_file()}
         if CONFIG not in documents:
             raise RequestError(f"checkpoint {text}: {folder} holds no {CONFIG}; {EXPECTED}")
-        net, version = _load(folder, text)
+        net, version = _load(folder, text, seed)
         takes = inspect.signature(net.forward).parameters
         if not any(name in takes for name in INPUTS):
             raise RequestError(f"checkpoint {text}: {type(net).__name__} takes {next(iter(takes), 'nothing')} and no "
@@ -111,7 +111,7 @@ def _json(path: Path, text: str) -> dict:
     return document
 
 
-def _load(folder: Path, text: str) -> tuple[nn.Module, str]:
+def _load(folder: Path, text: str, seed: int | None) -> tuple[nn.Module, str]:
     """The model in float32, of a model of images and texts the half that sees, and the version of Transformers."""
     try:
         import transformers
@@ -120,10 +120,16 @@ def _load(folder: Path, text: str) -> tuple[nn.Module, str]:
                            '"motionpack[hf]"') from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    plain = dict(local_files_only=True, trust_remote_code=False)
     try:
-        net, report = transformers.AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, weights_only=True, dtype=torch.float32,
-            output_loading_info=True)
+        if seed is None:
+            net, report = transformers.AutoModel.from_pretrained(folder, weights_only=True, dtype=torch.float32,
+                                                                 output_loading_info=True, **plain)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                net = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder, **plain))
+            net, report = net.float(), {"missing_keys": ()}
     except Exception as error:
         raise RequestError(f"checkpoint {text}: Transformers {transformers.__version__} cannot open {folder} "
                            f"({told(error)}); {EXPECTED}") from error

@@ -14,7 +14,7 @@ from shared.cli import RequestError, plural
 from shared.nn.layers import Backbone
 
 MEAN, MOMENTS = "mean", "moments"       # of features.pool
-WEIGHTS = 1.0, 8.0, 4.0                 # of mean, variance and third moment (SemanticMoments, 2026)
+WEIGHTS = 1.0, 8.0, 4.0                 # of mean, variance and third moment (docs/method.md 1.7)
 
 
 def temporal_moments(values: Tensor) -> Tensor:

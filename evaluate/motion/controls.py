@@ -75,11 +75,13 @@ def run(request: Request) -> Result | None:
 
 
 def baselines(request: Request, index: Index, videos: int, view: View) -> dict[str, list[Encoder]]:
-    """The other methods by name: untrained nets, one that labels trained, the mean image; beside networks of others,
-    which nothing here builds anew, the last alone."""
+    """The other methods by name: untrained nets, one that labels trained, the mean image; beside networks of others
+    none that labels trained, and untrained ones where Transformers builds them."""
     net, device = request.encoder.net, request.world.device
     if isinstance(net, Foreign):
-        return {MeanImage.name: [open_encoder(MeanImage.name)]}
+        twins = {RANDOM: [open_encoder(f"{RANDOM}:{net.text}:{seed}", device)
+                          for seed in range(request.settings.controls.untrained)]} if net.text.startswith("hf:") else {}
+        return {**twins, MeanImage.name: [open_encoder(MeanImage.name)]}
     labelled = {SUPERVISED: [supervised(request, index, videos, view)]} \
         if request.settings.controls.supervised_steps else {}
     return {RANDOM: [untrained(net.name, seed, device, net.width, net.eps)

@@ -99,7 +99,7 @@ def open_towers(encoder: Encoder, device: torch.device, of: str = AUTO, class_na
                            "--protocol finetune, or of=similarity")
     elif kind == "checkpoint":
         towers = _trained(encoder, device, recipe, state["learner"], towers)
-    elif kind == RANDOM:
+    elif kind == RANDOM and isinstance(encoder.net, Backbone):
         towers = _untrained(encoder, device, recipe, towers)
     if class_name and towers.head is None:
         raise RequestError(f"saliency.class_name is {class_name!r}, and the score is a similarity; leave it out")

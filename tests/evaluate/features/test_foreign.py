@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from evaluate import embed, export, run
-from evaluate.features.encoders import open_encoder
+from evaluate.features.encoders import open_encoder, takes_seed
 from evaluate.motion.towers import open_towers
 from shared import cli
 from shared.cli import RequestError
@@ -133,6 +133,16 @@ def test_the_cut_goes_on_to_the_same_features(folder, kind):
         rise = encoder.net.tail(nudged, rest)[0, 0] - encoder.net.tail(h, rest)[0, 0]
     assert float(rise) == pytest.approx(1e-2 * float(gradient.norm()), rel=0.05)
     assert open_towers(encoder, torch.device("cpu")).query is encoder.net
+
+
+def test_an_untrained_twin(folder):
+    twin, other, trained = (open_encoder(text.format(folder("videomae"))) for text in
+                            ("random:hf:{}:4", "random:hf:{}:5", "hf:{}"))
+    assert twin.text == f"random:hf:{folder('videomae')}:4" and twin.provenance["kind"] == "random"
+    assert len({twin.sha256, other.sha256, trained.sha256}) == 3 and twin.net.name == trained.net.name
+    assert open_encoder(f"random:hf:{folder('videomae')}", seed=4).sha256 == twin.sha256
+    assert [takes_seed(f"random:hf:{place}") for place in ("a", "a:4", "a/4", "4")] == [True, False, True, True]
+    assert open_towers(twin, torch.device("cpu")).head is None
 
 
 def write(folder, name, document):
