@@ -74,7 +74,8 @@ proof: ROWS = untrained,mean-image,frame-difference,motion-history,moco-ta-sa,mc
 proof: STEPS = 400
 proof: $(PROOF)/$(SET).made
 	$(PY) -m evaluate.ablation --family real --store $(PROOF)/$(SET) --leave-out group=$(GROUP) --rows $(ROWS) \
-		--seeds $(SEEDS) --jobs 2 --set steps=$(STEPS) --set-evaluation features.clips=5 --out $(PROOF)/$(SET)-$(GROUP)
+		--seeds $(SEEDS) --first-seed $(SEED) --jobs 2 --set steps=$(STEPS) --set-evaluation features.clips=5 \
+		--set-evaluation features.grid=3 --out $(PROOF)/$(SET)-$(GROUP)
 	@echo
 	@echo "The report: $(PROOF)/$(SET)-$(GROUP)/report.html"
 
