@@ -70,7 +70,7 @@ $(PROOF)/$(SET).made: $(DATA)/INDEX.csv | $(READY)
 		--set 'clips.geometries=[16x2,8x2,4x4]'
 	touch $@
 
-proof: ROWS = untrained,mean-image,frame-difference,motion-history,moco-ta-sa,mcl-moco-v1
+proof: ROWS = untrained,mean-image,frame-difference,motion-history,moco-ta-sa,mcl-moco-v1,mcl-moco-smooth
 proof: STEPS = 400
 proof: $(PROOF)/$(SET).made
 	$(PY) -m evaluate.ablation --family real --store $(PROOF)/$(SET) --leave-out group=$(GROUP) --rows $(ROWS) \

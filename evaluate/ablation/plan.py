@@ -30,7 +30,7 @@ ALWAYS = (UNTRAINED, "moco")
 TABLE_1 = ("seco", "seco-ta", "seco-sa", "seco-ta-sa", "mcl-t", "mcl-s", "mcl-st", "mcl")
 TABLE_2 = ("seco-ta-sa", "mcl-v1", "mcl-v2", "mcl")
 ROWS = tuple(dict.fromkeys((*ALWAYS, *TABLE_1, *TABLE_2)))
-BESIDE = ("moco-ta-sa", "mcl-moco", "mcl-moco-v1")          # in neither table; on request
+BESIDE = ("moco-ta-sa", "mcl-moco", "mcl-moco-v1", "mcl-moco-smooth")      # in neither table; on request
 # On request, and not with the rows above: their clips and net differ.
 MACLR = ("maclr-visual", "maclr-vm", "maclr", "maclr-mm", "maclr-flow", "maclr-difference", "maclr-narrow",
          "maclr-wide", "maclr-ta-sa", "mcl-maclr")

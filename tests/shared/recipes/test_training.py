@@ -11,7 +11,7 @@ from shared.recipes.settings import differences, load_document, pipelines_path, 
 from shared.recipes.training import load_training
 
 FULL = ("moco", "seco", "seco-ta", "seco-sa", "seco-ta-sa", "moco-ta-sa", "mcl-t", "mcl-s", "mcl-st", "mcl", "mcl-v1",
-        "mcl-v2", "mcl-moco", "mcl-moco-v1")
+        "mcl-v2", "mcl-moco", "mcl-moco-v1", "mcl-moco-smooth")
 MACLR = ("maclr", "maclr-visual", "maclr-flow", "maclr-difference", "maclr-vm", "maclr-mm", "maclr-narrow",
          "maclr-wide", "maclr-ta-sa", "mcl-maclr")
 SCALE = {"sampling.clip", "sampling.size", "augment.jitter_p", "augment.grey_p", "augment.blur_p", "model.backbone",
@@ -57,6 +57,7 @@ TABLE = {
     "mcl-st": (3, True, True, "v3", "st", "81.47"), "mcl": (3, True, True, "v3", "st s t", "81.91"),
     "mcl-v1": (3, True, True, "v1", "st s t", "80.57"), "mcl-v2": (3, True, True, "v2", "st s t", "80.99"),
     "mcl-moco": (1, True, True, "v3", "st s t", ""), "mcl-moco-v1": (1, True, True, "v1", "st s t", ""),
+    "mcl-moco-smooth": (1, True, True, "v3", "st s t", ""),
 }
 
 
