@@ -12,7 +12,7 @@ import pytest
 import s3fs
 from pyarrow import parquet
 
-from preprocess import check, reindex, run, show
+from preprocess import check, reindex, run, show, twins
 from preprocess import session as sessions
 from preprocess.cost import Cost
 from preprocess.engines.serial import SerialEngine
@@ -370,3 +370,15 @@ def test_a_real_video_on_s3(data_root, bucket, tmp_path):
     for video in one.index.id[:5]:
         for a, b in zip(one.clip(video, 0, "16x2"), two.clip(video, 0, "16x2")):
             assert np.array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_twins_of_a_store_in_s3(filled, store, local, tmp_path):
+    """From S3 to S3 by a worker of its own: the bytes of the twins of the same store on disk."""
+    assert twins.main([str(local), "--out", str(tmp_path / "out"), "--engine", "serial"]) == 0
+    out = store.parent / "twins"
+    assert twins.main([str(store), "--out", str(out), "--workers", "1"]) == 0 and check.main([str(out)]) == 0
+    own, other = Index.load(tmp_path / "out"), Index.load(out)
+    assert [(row.pack, row.files) for row in own.pack_rows()] == [(row.pack, row.files) for row in other.pack_rows()]
+    with pytest.raises(RequestError, match="are one or lie in one another"):
+        twins.main([str(store), "--out", str(store)])
