@@ -272,12 +272,12 @@ def what_a_store_without_edges_says(lab):
 
 
 @case("sees single frames and", "single frames, for", "--set alignment.\0=\0", "expected the same time: add",
-      "MaCLR takes one key", "MaCLR has no alignment")
+      "MaCLR takes one key")
 def what_recipes_say(lab):
     for pipeline, *settings in (("moco-tiny", "backbone=r2d_50", "clip=8x2"),
                                 ("moco-tiny", "clip=1x1"), ("mcl-tiny", "backbone=r2d_50", "clip=1x1", "st=true"),
                                 ("maclr-tiny", "clip=16x2"),
-                                ("maclr-tiny", "keys=3"), ("maclr-tiny", "variant=v1")):
+                                ("maclr-tiny", "keys=3")):
         said = lab.says(RequestError, load_training, pipeline, settings)
         assert (more := re.findall(r"--set ([^\s,;)]+)", said)), said
         load_training(pipeline, [*settings, *more])
