@@ -1,8 +1,9 @@
 """Look-alikes: synthetic videos in sets that share motions and looks, exactly, with one factor of the look changed.
 
 A set has M motions, each of another class, in six looks: one, and five that differ from it in one factor each. The
-camera stands, and all that moves stays in the middle square of the screen. All motions of a set begin with the object
-at rest in one place, so that before it moves the videos of one look are the same picture.
+camera stands, and all that moves stays in the middle square of the screen. In all motions of a set the object rests in
+one place, in one pose, and moves in the same frames: where it lies and when it moves tell nothing, and before it moves
+the videos of one look are the same picture.
 """
 
 import math
@@ -11,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from preprocess.scenes import CLASSES, Camera, Dials, Motion, Scene, margin, new_canvas, new_patch
+from preprocess.scenes import CLASSES, Camera, Dials, Motion, Scene, margin, new_canvas, new_patch, new_texture
 
 FACTORS = "static look", "moving look", "object", "view", "style"
 LOOKS = "", *FACTORS
@@ -60,7 +61,7 @@ class Set:
     def draw(cls, dials: Dials, number: int) -> "Set":
         rng = dials.random(SET, number)
         radius, size = rng.uniform(14, 18) * dials.unit, rng.uniform(1.25, 1.45) ** rng.choice((-1, 1))
-        backgrounds, textures = rng.permutation(dials.backgrounds), np.resize(rng.permutation(dials.textures), 5)
+        backgrounds, textures = rng.permutation(dials.backgrounds), np.resize(_apart(rng, dials), 5)
         view, mixing = _view(rng, dials), np.roll(np.eye(3), rng.integers(1, 3), axis=0)
         labels = [Member(number, motion, "").label(dials) for motion in range(dials.lookalikes)]
         return cls(number, radius, size, tuple(backgrounds[:2].tolist()), tuple(textures.tolist()), view, mixing,
@@ -98,10 +99,17 @@ class Lookalike(Scene):
         return 255 - image @ self.set.mixing if self.factor == "style" else image
 
 
+def _apart(rng: np.random.Generator, dials: Dials) -> list[int]:
+    """The textures in an order in which those after the first are the less like it in colour the earlier they come."""
+    first, *others = rng.permutation(dials.textures).tolist()
+    colour = {one: new_texture(dials, one).mean((0, 1)) for one in (first, *others)}
+    return [first, *sorted(others, key=lambda one: -float(np.linalg.norm(colour[one] - colour[first])))]
+
+
 def _view(rng: np.random.Generator, dials: Dials) -> np.ndarray:
     """Another camera, nearer, turned and from the side: an affine map of the screen about its middle, (3, 3)."""
-    angle, (across, down) = rng.choice((-1, 1)) * math.radians(rng.uniform(8, 15)), rng.permutation(
-        [rng.uniform(1.0, 1.1), rng.uniform(1.2, 1.35)])
+    angle, (across, down) = rng.choice((-1, 1)) * math.radians(rng.uniform(10, 20)), rng.permutation(
+        [rng.uniform(1.25, 1.4), rng.uniform(1.5, 1.7)])
     c, s, middle = math.cos(angle), math.sin(angle), np.array([dials.width, dials.height]) / 2
     out = np.array([[c * across, -s * down, 0], [s * across, c * down, 0], [0, 0, 1]])
     out[:2, 2] = middle - out[:2, :2] @ middle
@@ -110,7 +118,8 @@ def _view(rng: np.random.Generator, dials: Dials) -> np.ndarray:
 
 def _motions(dials: Dials, number: int, labels: list[str], radius: float,
              view: np.ndarray) -> tuple[Motion, ...]:
-    """A motion of each label, from one start and pose, whose centres stay in the square that is seen, in both views."""
+    """A motion of each label, from one start and pose, in the same frames, whose centres stay in the square that is
+    seen, in both views."""
     rng, size = dials.random(MOTIONS, number), np.array([dials.width, dials.height])
     low = (size - SEEN * size.min()) / 2 + radius / 2
     times = np.linspace(0, dials.frames - 1, min(dials.frames, 128))
@@ -121,9 +130,11 @@ def _motions(dials: Dials, number: int, labels: list[str], radius: float,
                                                                                    (places @ view.T)[:, :2]))
 
     for _ in range(1_000):
-        start, turn, found = rng.uniform(low, size - low), rng.uniform(0, 2 * math.pi), []
+        start, found = rng.uniform(low, size - low), []
+        first = Motion.draw(rng, labels[0], start, radius, dials.unit, dials.frames)
+        shared = {"begin": first.begin, "active": first.active, "turn": first.turn}
         for label in labels:
-            drawn = (replace(Motion.draw(rng, label, start, radius, dials.unit, dials.frames), turn=turn)
+            drawn = (replace(Motion.draw(rng, label, start, radius, dials.unit, dials.frames), **shared)
                      for _ in range(40))
             if (motion := next(filter(fits, drawn), None)) is None:
                 break

@@ -235,7 +235,7 @@ def new_canvas(dials: Dials, background: int) -> np.ndarray:
     return canvas.astype(np.float32)
 
 
-def _texture(dials: Dials, texture: int) -> np.ndarray:
+def new_texture(dials: Dials, texture: int) -> np.ndarray:
     """(128, 128, 3) float32 of high contrast: two colours in stripes, checks, dots or blobs, and a soft third."""
     rng, side = dials.random(TEXTURE, texture), 128
     y, x = np.mgrid[:side, :side].astype(np.float32)
@@ -259,5 +259,5 @@ def new_patch(rng: np.random.Generator, dials: Dials, texture: int, radius: floa
     for lobes in (2, 3, 4):
         outline += 0.1 * radius * rng.uniform(0.3, 1) * np.cos(lobes * angle + rng.uniform(0, 2 * math.pi))
     alpha = np.clip((outline - np.hypot(x, y)) / 1.5 + 0.5, 0, 1)[..., None]
-    colour = cv2.resize(_texture(dials, texture), (side, side), interpolation=cv2.INTER_AREA)
+    colour = cv2.resize(new_texture(dials, texture), (side, side), interpolation=cv2.INTER_AREA)
     return np.concatenate([colour * alpha, alpha], axis=2).astype(np.float32)

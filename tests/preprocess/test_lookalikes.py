@@ -59,11 +59,12 @@ def grown(mask, by=4):
     return cv2.dilate(mask.astype(np.uint8), np.ones((2 * by + 1, 2 * by + 1))).astype(bool)
 
 
-def test_the_first_picture_of_a_look_is_the_same_whatever_the_motion(scenes):
-    pictures = defaultdict(set)
+def test_first_picture_and_times_are_the_same_whatever_the_motion(scenes):
+    pictures, times = defaultdict(set), defaultdict(set)
     for (one, _, factor), scene in scenes.items():
+        times[one].add((scene.motion.begin, scene.motion.active))
         pictures[one, factor].add(scene.frame(0).tobytes())
-    assert all(len(some) == 1 for some in pictures.values())
+    assert all(len(some) == 1 for some in (*pictures.values(), *times.values()))
     assert len(set.union(*pictures.values())) == 2 * len(LOOKS)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from evaluate import run
-from evaluate.motion.looks import Looks, ask, known_looks, trials
+from evaluate.motion.looks import Looks, ask, known_looks, read_looks, trials
+from evaluate.settings import Lookalikes
 from preprocess.lookalikes import Lookalike, Member
 from preprocess.scenes import CLASSES, Dials
 from preprocess.synthetic import plan
@@ -124,23 +125,48 @@ def evaluate(store, out, checkpoint, *more):
     return json.loads((out / "metrics.json").read_text())
 
 
-def test_the_command_on_generated_sets(alike, tmp_path, capsys):
-    image = evaluate(alike, tmp_path / "image", "mean-image")
-    motion = evaluate(alike, tmp_path / "motion", "motion-history")
-    for found in (image, motion):
-        assert set(found["metrics"]) == set(found["chance"]) == set(found["interval"])
-        assert found["counts"]["queries"] == found["counts"]["test_videos"] == 54
-        assert list(found["chance"].values()) == pytest.approx([100 / 3] * 6)
-        assert found["splits"] == {"train": [None], "test": [None], "leave_out": None}
-        assert [row[0] for row in found["tables"][0]["rows"]] == ["all together", *FACTORS]
-    assert image["interval"]["lookalikes"][0] < 100 / 3 and all(
-        image["metrics"][name] <= 100 / 3 for name in image["metrics"])
-    assert motion["interval"]["lookalikes"][0] > 100 / 3
-    page = (tmp_path / "motion/report.html").read_text()
-    assert "By what tells the positive" in page and "videos</td><td" in page and page.count("data:image/png") == 3
+ENCODERS = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 32, 7, 4), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+                    nn.Flatten())
+
+def frame(clips):
+    return net(clips[:, :, clips.shape[2] // 2])
+
+def trajectory(clips):
+    # How much changes, and the way of its centre, from frame to frame: nothing of what it looks like.
+    change = clips.mean(1).diff(dim=1).abs()
+    change = change * (change > 0.04)
+    much, place = change.sum((2, 3)), torch.arange(clips.shape[-1]) / 8
+    ways = [(change.sum(dim) * place).sum(2) / much.clamp(min=1e-6) for dim in (2, 3)]
+    ways = [(way - way.mean(1, keepdim=True)) * (much > 0) for way in ways]
+    return torch.cat([nn.functional.normalize(much), *ways], 1)
+
+frame.clip = trajectory.clip = "8x2"
+frame.size = trajectory.size = 48
+"""
+
+
+def test_who_ignores_motion_is_below_chance_and_who_sees_it_alone_far_above(alike, tmp_path, monkeypatch):
+    (tmp_path / "constructed.py").write_text(ENCODERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    for checkpoint in ("mean-image", "python:constructed:frame", "python:constructed:trajectory"):
+        found = evaluate(alike, tmp_path / "out" / checkpoint[-10:], checkpoint)
+        values, chance, interval = (found[part] for part in ("metrics", "chance", "interval"))
+        assert set(values) == set(chance) == set(interval) and list(chance.values()) == pytest.approx([100 / 3] * 6)
+        if checkpoint.endswith("trajectory"):
+            assert interval["lookalikes"][0] > 100 / 3 and all(value > 70 for value in values.values())
+        else:
+            assert interval["lookalikes"][0] < 10 and all(value <= 100 / 3 for value in values.values())
+    assert found["counts"]["queries"] == found["counts"]["test_videos"] == 54
+    assert found["splits"] == {"train": [None], "test": [None], "leave_out": None}
+    assert [row[0] for row in found["tables"][0]["rows"]] == ["all together", *FACTORS]
+    page = (tmp_path / "out/trajectory/report.html").read_text()
+    assert "By what tells the positive" in page and page.count("data:image/png") == 3
     assert "above chance, which is 33.3" in page
-    tested = evaluate(alike, tmp_path / "tested", "mean-image", "--test-split", "test", "--set", "distractors=1")
-    assert tested["counts"]["test_videos"] == 18 and tested["chance"]["lookalikes"] == 50
 
 
 def test_columns_of_a_csv_and_of_the_store(alike, tmp_path):
@@ -148,11 +174,12 @@ def test_columns_of_a_csv_and_of_the_store(alike, tmp_path):
         rows = list(csv.DictReader(file))
     (tmp_path / "mine.csv").write_text("path,what,how\n" + "".join(
         f"{row['path']},{row['motion']},{row['look']}\n" for row in rows[:-3]))
-    found = evaluate(alike, tmp_path / "csv", "mean-image", "--annotations", str(tmp_path / "mine.csv"), "--set",
-                     "lookalikes.motion=what", "--set", "lookalikes.look=how")
+    found = evaluate(alike, tmp_path / "csv", "mean-image", "--annotations", str(tmp_path / "mine.csv"), "--test-split",
+                     "test", *[word for one in ("motion=what", "look=how", "distractors=1") for word in ("--set", one)])
     assert set(found["metrics"]) == {"lookalikes"} and found["counts"]["unnamed"] == 3
-    own = evaluate(alike, tmp_path / "own", "mean-image", "--set", "motion=class", "--set", "look=group")
-    assert own["counts"]["looks"] == 3 and own["counts"]["queries"] == 24
+    assert found["counts"]["test_videos"] == 18 and found["chance"]["lookalikes"] == 50
+    own = read_looks(Index.load(alike), Lookalikes("class", "group", 5))
+    assert len(set(own.look)) == 3 and len(set(own.motion)) == 7 and len(list(trials(own))) == 24
 
 
 @pytest.mark.parametrize("more, message", [
@@ -172,9 +199,6 @@ def test_what_cannot_be_asked(alike, tmp_path, more, message):
 def test_a_store_without_annotations(store, tmp_path):
     with pytest.raises(RequestError, match="no annotations.csv is beside .* --set lookalikes.motion=class"):
         evaluate(store, tmp_path / "out", "mean-image")
-    found = evaluate(store, tmp_path / "out", "mean-image", "--set", "lookalikes.motion=class", "--set",
-                     "lookalikes.look=group")
-    assert found["metrics"]["lookalikes"] == 100                  # the classes are colours
 
 
 def test_controls_take_classes_and_groups_where_nothing_is_named(alike, store):
