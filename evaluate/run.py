@@ -34,7 +34,7 @@ from evaluate.holdout import group_split_names, holdout_names, sample_name
 from evaluate.protocol import PROTOCOLS, Figure, Protocol, Request, find_protocol, load_settings, share_settings, used
 from evaluate.report import compare, page, pictures, results
 from evaluate.settings import Settings
-from evaluate.twins import add_twins, check_twins
+from evaluate.twins import add_twins, check_twins, kept_line
 from shared import cli
 from shared.cli import RequestError, plural
 from shared.clips.index import ClipGeometry
@@ -249,6 +249,8 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
            f"{Path(str(args.store)).name}"
     path = page.write_report(args.out, summary, shown, name)
     print(f"{results.summary_line(summary, path)}; {cli.duration(time.monotonic() - started)}")
+    if twins:
+        print(kept_line(summary))
     return cli.DONE
 
 

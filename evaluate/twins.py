@@ -61,6 +61,13 @@ def add_twins(summary: dict, store: dict, pairs: Sequence[tuple[Result, Result]]
                                  "columns": list(COLUMNS), "rows": rows})
 
 
+def kept_line(summary: dict) -> str:
+    """What the twins keep, in one line for the terminal."""
+    return "kept by twins of what is above chance: " + ", ".join(
+        f"{name} " + ("cannot be said" if one["kept"] is None else f"{one['kept']:.1f} % "
+                      f"(95 % {_said(one['kept_interval'])})") for name, one in summary["twins"]["scores"].items())
+
+
 def paired_cells(name: str, pairs: Sequence[tuple[Result, Result]]) -> np.ndarray:
     """(2, 2) videos, the mean over the runs: wrong or right on the video, wrong or right on its twin."""
     cells = np.zeros((2, 2))

@@ -4,13 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binom
+from sklearn.svm import LinearSVC
 
 from evaluate import metrics, run
 from preprocess import twins
 from shared import cli
 from shared.cli import RequestError
+from shared.store.reader import StoreReader
 
-FAST = ["--set", "run.threads=1", "--set", "clips=2", "--set", "run.device=cpu"]
+FAST = ["--set", "run.threads=1", "--set", "clips=2", "--set", "run.device=cpu", "--set", "features.size=48"]
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +39,19 @@ def stores(tmp_path_factory, film, pack):
     return store, base / "twins"
 
 
-def evaluate(stores, out, protocol, checkpoint, *more):
+def evaluate(stores, out, protocol, checkpoint):
     assert run.main(["--protocol", protocol, "--checkpoint", checkpoint, "--store", str(stores[0]), "--twins",
-                     str(stores[1]), "--out", str(out), *more, *FAST]) == cli.DONE
+                     str(stores[1]), "--out", str(out), *(["--set", "shown=0"] if protocol == "retrieval" else []),
+                     *FAST]) == cli.DONE
     return json.loads((out / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("protocol, score", [("linear", "top1"), ("retrieval", "r@1")])
-def test_motion_is_kept_and_appearance_lost(stores, tmp_path, protocol, score):
-    seeing = evaluate(stores, tmp_path / "moves", protocol, "frame-difference")
+@pytest.mark.parametrize("protocol, score, moving", [("linear", "top1", "frame-difference"),
+                                                     pytest.param("retrieval", "r@1", "motion-history",
+                                                                  marks=pytest.mark.slow)])
+def test_motion_is_kept_and_appearance_lost(stores, tmp_path, capsys, protocol, score, moving):
+    seeing = evaluate(stores, tmp_path / "moves", protocol, moving)
+    assert f"kept by twins of what is above chance: {score} " in capsys.readouterr().out
     found = seeing["twins"]["scores"][score]
     assert found["chance"] == pytest.approx(50)
     assert seeing["metrics"][score] == found["videos"]
@@ -59,10 +66,21 @@ def test_motion_is_kept_and_appearance_lost(stores, tmp_path, protocol, score):
     assert blind["videos"] == 100 and low <= blind["twins"] <= high and blind["kept"] < 60
 
 
+def test_single_frames_say_all_of_the_videos_and_nothing_of_the_twins(stores):
+    hits = []
+    for store in stores:
+        reader = StoreReader(store)
+        frames = np.stack([reader.frames(video, [8])[0, ::2, ::2].ravel() for video in reader.index.id]) / 255 - 0.5
+        train, labels = np.array([text == "train" for text in reader.index.split_text]), reader.index.label
+        hits.append((LinearSVC(dual=True).fit(frames[train], labels[train]).predict(frames) == labels)[~train].sum())
+    low, high = binom.interval(0.999, 20, 0.5)
+    assert hits[0] == 20 and low <= hits[1] <= high
+
+
 def test_what_is_no_twin_is_refused(stores, tmp_path, store, moving):
     with pytest.raises(RequestError, match="holds no twins"):
         evaluate((stores[0], stores[0]), tmp_path / "out", "linear", "mean-image")
     with pytest.raises(RequestError, match="is not in .*, or of another class"):
         evaluate((store, stores[1]), tmp_path / "out", "linear", "mean-image")
-    with pytest.raises(RequestError, match="--twins does not apply to saliency"):
-        evaluate(stores, tmp_path / "out", "saliency", "random:r2plus1d_tiny")
+    with pytest.raises(RequestError, match="--twins does not apply to finetune"):
+        evaluate(stores, tmp_path / "out", "finetune", "random:r2plus1d_tiny")

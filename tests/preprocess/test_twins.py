@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from preprocess import check, noise, run, twins
+from preprocess import check, cost, noise, run, twins
 from preprocess.flow import tvl1
 from shared.cli import RequestError
 from shared.store.index import Index, read_failures
@@ -14,6 +14,14 @@ from shared.store.record import read_json
 from tests.preprocess.test_run import arrays
 
 SERIAL = ["--engine", "serial", "--set", "run.threads=1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_sample():
+    """For the plan, since its cost is asked elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "SAMPLE_VIDEOS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +72,7 @@ def test_the_flow_of_the_twin_is_that_of_the_video(store, made):
     assert off.mean() < 0.65 * length.mean() and np.corrcoef(own.ravel(), twin.ravel())[0, 1] > 0.7
 
 
+@pytest.mark.slow
 def test_seed_and_window(store, made, tmp_path):
     """The same seed: the same bytes, whatever the window; another seed: other noise."""
     assert twins.main([str(store), "--out", str(tmp_path / "same"), *SERIAL, "--set", "run.window=7"]) == 0
@@ -133,6 +142,7 @@ def test_twins_and_videos_are_kept_apart(store, made, small_videos):
         twins.main([str(store), "--out", str(store.parent / "copy"), *SERIAL])
 
 
+@pytest.mark.slow
 def test_stored_flow_is_taken(store, made, tmp_path, monkeypatch):
     """Of half the size and of half precision, it moves most of the noise alike."""
     other = tmp_path / "store"
