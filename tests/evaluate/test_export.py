@@ -60,6 +60,7 @@ def test_three_lines_give_the_features_of_the_evaluation(kind, make_checkpoint, 
             assert transform(frames).shape == (1, 3, transform.geometry.length, 48, 48)
 
 
+@pytest.mark.slow
 def test_torch_hub_opens_it_without_the_rest_of_the_house(hub):
     """As a stranger does: from another folder, with nothing of the evaluation or of video decoding loaded."""
     code = f"""

@@ -149,6 +149,7 @@ def test_leaving_a_group_out_asks_every_video_once(evaluate, checkpoint):
     assert evaluate("retrieval", "mean-image", "--leave-out", "group", out="other")["metrics"]["r@1"] == 100
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_left_groups_out_is_asked_about_them_alone(evaluate, make_checkpoint):
     """What it was trained on is refused; where it left nothing out, a note says what it saw."""
     path = make_checkpoint("mcl-tiny", "leave_out=g1")
@@ -269,6 +270,7 @@ def test_compare_puts_runs_side_by_side(evaluate, checkpoint, tmp_path, capsys):
     assert "Per class, hardest first" in page.text
 
 
+@pytest.mark.slow
 def test_several_protocols_in_one_command(evaluate, checkpoint, tmp_path, capsys):
     """The numbers of each by itself, the features once, and one report of all; a setting goes where it belongs."""
     both = evaluate("retrieval,linear", str(checkpoint), "--set", "c=2.0", "--set", "shown=2", out="both")
@@ -425,6 +427,7 @@ def test_what_is_no_evaluations_is_not_written_into(evaluate, tmp_path, name, sa
     assert file.read_text() == "mine" and sorted(tmp_path.glob("out/*")) == [tmp_path / "out" / name.split("/")[0]]
 
 
+@pytest.mark.slow
 def test_what_only_an_evaluation_left_is_taken_again(evaluate, tmp_path):
     """Also where it was killed before it had results; an evaluation beside is no stranger."""
     (tmp_path / "out/runs/00-train-test-seed0").mkdir(parents=True)

@@ -162,6 +162,7 @@ def test_places_that_are_no_store(bucket, small_videos, tmp_path):
         preprocess(small_videos, "s3://no-such-bucket/x")
 
 
+@pytest.mark.slow
 def test_check_notices_every_damage(filled, capsys):
     one, two, three = (row.path for row in Index.load(filled).pack_rows())
     changes = {
@@ -199,7 +200,8 @@ def test_a_lost_pack_is_made_again(filled, local, small_videos, capsys):
 
 # Kills, zombies and rivals.
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_driver_is_resumed(store, small_videos, tmp_path, capsys, number):
     expected, single = tmp_path / "expected", ("--set", "packs.videos=2")
     assert preprocess(small_videos, expected, *single) == 0
@@ -251,6 +253,7 @@ def test_a_pack_that_no_index_lists_is_taken_in(store, local, small_videos, monk
     assert_equal(store, local)
 
 
+@pytest.mark.slow
 def test_tasks_that_outlive_their_driver_harm_nobody(store, local, small_videos, monkeypatch, capsys):
     """Zombies finish before, while and after the resumed run: it makes their packs itself or takes theirs, once."""
     tasks = halted(monkeypatch, small_videos, store)

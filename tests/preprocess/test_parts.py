@@ -214,6 +214,7 @@ def test_a_planned_video_that_has_gone_is_a_failure(videos, tmp_path, capsys):
     assert run.main(command(mine, store)) == 1 and status.main([str(store)]) == 1
 
 
+@pytest.mark.slow
 def test_parts_on_object_storage(videos, finished, bucket, tmp_path):
     """An upload that nobody published is taken by the part that comes again; the arrays are one process's."""
     store = as_place(f"{bucket}/store")

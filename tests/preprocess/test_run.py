@@ -149,6 +149,7 @@ def kill_and_resume(finished, videos, store, kills):
     assert not list(store.glob("packs/*/.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, name", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "SIGTERM")])
 def test_a_signal_stops_cleanly_and_says_how_to_go_on(small_videos, tmp_path, number, name):
     store = tmp_path / "store"

@@ -20,6 +20,7 @@ CASES = {
     "maclr-split": {"contrast.bn": "split", "contrast.bn_group": 2, "maclr.pairs": "shifted", "maclr.vm": False},
 }
 RANKS, STEPS = 2, 3
+pytestmark = pytest.mark.slow      # two processes that import everything
 
 
 def work(cases: str, out: str) -> None:

@@ -115,6 +115,7 @@ def shallow():
     return filled(ResNet("shallow", 64, stem, bottlenecks(64, (1, 1, 1, 1), temporal=True), 2048).double(), 0)
 
 
+@pytest.mark.slow
 def test_whole_steps(make_recipe):
     """Two steps of MCL as released: both heads, order on a joined embedding of length 1, alignment twice through the
     net, EMA, queue that wraps, SGD."""

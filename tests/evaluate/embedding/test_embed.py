@@ -374,6 +374,7 @@ def test_from_and_to_object_storage(call, store, bucket, tmp_path, monkeypatch, 
     assert (as_place(bucket) / "out/neighbours-a1.png").exists()
 
 
+@pytest.mark.slow
 def test_video_files_on_object_storage(call, videos, film, make_video, bucket, tmp_path, monkeypatch, capsys):
     """As from a folder, and from a tar there; what has changed is read again, what is gone is a row."""
     import s3fs

@@ -104,6 +104,7 @@ def test_what_is_trained_is_not_trained_again(learnt, store, tmp_path):
         run.main(arguments(store, learnt, **LEARNING | {"lr": 0.04}))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(finetune, store, tmp_path, monkeypatch):
     settings = dict(steps=5, accumulate=2, batch=4, rand_n=1)
     metrics, unbroken = finetune("unbroken", **settings)

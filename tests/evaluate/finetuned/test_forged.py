@@ -89,6 +89,7 @@ def test_classifiers(fine_tuned, tmp_path):
     assert refused > 4
 
 
+@pytest.mark.slow
 def test_trainings(fine_tuned, monkeypatch):
     """Whatever is taken is not trained on: what is looked at is looked at before."""
     argv, path, training, done = fine_tuned

@@ -302,6 +302,7 @@ def evaluate(store, out, *more, checkpoint):
     return json.loads((out / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_baselines_beside_the_result(motions, tmp_path, capsys):
     found = evaluate(motions, tmp_path / "one", "--set", "untrained=2", checkpoint="random:r2plus1d_tiny:5")
     maps = {f"{name}_object{part}" for name in ("cam", "aligned") for part in ("", "_mass", "_pointing")}

@@ -132,6 +132,7 @@ def assert_equal_to_opencv(errors):
     assert errors[:, 0].mean() <= max(0.005, 3 * errors[:, 1].mean()), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [
     {}, {"zoom": 0.8, "scales": 3}, {"median": 3, "outer": 2, "iterations": 10}, {"median": 1, "warps": 3},
     {"tau": 0.2, "lambda": 0.1, "theta": 0.2, "zoom": 0.6}], ids=str)
