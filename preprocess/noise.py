@@ -26,6 +26,7 @@ from shared.store.place import Place, insist_on
 from shared.store.reader import StoreReader
 from shared.videos.decode import Probe
 from shared.videos.files import Drawn, VideoError
+from shared.videos.streams import ASSUMED_FPS
 
 ROUND_UP = 5 / 8, 1 / 8, 7 / 8, 3 / 8     # px that are added before a step is rounded down, frame by frame
 
@@ -80,7 +81,8 @@ class Twin(Drawn):
         index = _index(self.place, self.generation)
         row = index.row(self.video)
         height, width = _frame_size(index, row.pack)
-        return Probe(row.frames, row.frames / row.fps, row.fps, height, width)
+        fps = row.fps or ASSUMED_FPS
+        return Probe(row.frames, row.frames / fps, fps, height, width)
 
 
 @functools.lru_cache(maxsize=2)

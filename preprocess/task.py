@@ -242,8 +242,9 @@ def _add_video(task: PackTask, video: Video, kept: int, flows: Line, writer: Pac
         raise VideoError("one frame only: no motion", "decode")
     if error:
         notes.append(f"ends early: {error.reason}")
-    if 2 * recipe.motion.border_px >= min(task.frame_size):
-        notes.append(f"the border of {recipe.motion.border_px} px covers its frames: no motion is scored")
+    covered = f"the border of {recipe.motion.border_px} px covers its frames: no motion is scored"
+    if 2 * recipe.motion.border_px >= min(task.frame_size) and covered not in source.note:     # a twin has its video's
+        notes.append(covered)
     row = VideoRow(id=video.id, path=video.path, pack=task.name, first_frame=0, frames=count, label=video.label,
                    class_name=video.class_name, group=video.group, splits=video.splits, fps=source.fps,
                    source_height=source.source_height, source_width=source.source_width,
