@@ -278,6 +278,7 @@ def running(store):
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, word", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "SIGTERM")])
 def test_ctrl_c_and_sigterm_leave_no_worker(running, number, word):
     process, workers = running
@@ -288,6 +289,7 @@ def test_ctrl_c_and_sigterm_leave_no_worker(running, number, word):
     assert not psutil.wait_procs(workers, timeout=30)[1]
 
 
+@pytest.mark.slow
 def test_workers_outlive_a_sigterm_of_the_group(running):
     process, workers = running
     for worker in workers:  # what the group's SIGTERM does to them, while the loop may still need them for its step

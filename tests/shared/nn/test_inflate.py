@@ -233,6 +233,7 @@ def test_no_code_of_the_file_runs(tmp_path, small_file):
     assert sprung.exists()  # the trap works where it is let
 
 
+@pytest.mark.slow
 def test_other_architectures(state, small_file):
     """Each refusal names the tensor that gives the file away, and leaves the backbone as it was."""
     basic = {name: t for name, t in state.items() if "conv3" not in name and "bn3" not in name}
