@@ -368,7 +368,7 @@ def test_without_the_truth(motions, tmp_path):
         evaluate(motions, tmp_path / "a", "--set", f"controls.videos={tmp_path}", checkpoint="random:r2plus1d_tiny:0")
     found = evaluate(motions, tmp_path / "a", "--set", "controls.truth=false", "--set", "supervised_steps=0",
                      checkpoint="random:r2plus1d_tiny:0")
-    assert set(found["metrics"]) == {"linear", "knn", "background_r@1", "motion_r@1"}
+    assert set(found["metrics"]) == {"linear", "knn", "background_r@1", "motion_r@1", "lookalikes"}
     assert set(found["beside"]) == {"random", "mean-image"} and not any("with labels" in one for one in found["notes"])
     moved = shutil.copytree(motions, tmp_path / "moved", ignore=shutil.ignore_patterns("records"))
     with pytest.raises(RequestError, match="does not record where its videos were"):
