@@ -10,13 +10,12 @@ from pathlib import Path
 
 from shared.cli import RequestError, local, plural
 from shared.datasets.archives import COMPRESSED, TAR, ZIP
-from shared.store.place import ObjectPath, Place, as_place, side_by_side, store_argument
+from shared.store.place import UNLISTED, ObjectPath, Place, as_place, side_by_side, store_argument
 from shared.videos.files import state_of
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 MOST = 1_000_000     # archives of one pattern
-UNLISTED = {"http", "https"}     # storage without listings
 HELP = ("a folder; a URL such as s3://bucket/prefix; tar or zip archives, one or a pattern such as "
         "'shards/{000000..000123}.tar'; several by repeating it")
 
@@ -128,6 +127,8 @@ def _root(text: str) -> Place:
     """The place above the first part of the text that is a pattern, or above its last part."""
     fixed = text[:min((at for mark in "{*?[" if (at := text.find(mark)) >= 0), default=len(text))]
     above = fixed.rpartition("/")[0]
+    if text.partition("://")[0] in UNLISTED:
+        return as_place(above)
     return _argument(store_argument, above) if "://" in text else Path(above or "/")
 
 

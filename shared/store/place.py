@@ -15,6 +15,7 @@ from shared.cli import RequestError, local
 from shared.store.object_path import PARALLEL, S3, ObjectPath, filesystem
 
 Place = Path | ObjectPath
+UNLISTED = {"http", "https"}     # web servers: a folder of theirs may well be refused
 
 
 def as_place(place: Place | str) -> Place:
@@ -64,9 +65,15 @@ def store_argument(text: str) -> Place:
 
 
 def insist_on(place: Place) -> None:
-    """Raises OSError where a folder, a file or a prefix of videos has gone, or cannot be asked any more."""
+    """Raises OSError where a folder, a file or a prefix of videos has gone, or cannot be asked any more; a web server
+    need but answer."""
     if isinstance(place, ObjectPath):
-        place.iterdir()
+        try:
+            place.iterdir()
+        except OSError as error:
+            answered = isinstance(error, FileNotFoundError) or hasattr(error.__cause__, "status")
+            if place.protocol not in UNLISTED or not answered:
+                raise
     elif not place.exists():
         raise FileNotFoundError(errno.ENOENT, "the videos folder has gone", str(place))
 

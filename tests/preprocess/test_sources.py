@@ -1,9 +1,11 @@
 """Videos in folders, archives and on object storage: the same arrays, few requests, and a store that remembers."""
 
+import asyncio
 import json
 import math
 import shutil
 import tarfile
+import threading
 import zipfile
 from collections import Counter
 
@@ -12,9 +14,11 @@ import s3fs
 
 from preprocess import check, reindex, run
 from preprocess.cost import Cost
+from shared.cli import RequestError
 from shared.datasets.headers import read_headers
 from shared.store.index import Index, read_failures
 from shared.store.object_path import ObjectPath
+from shared.store.place import as_place, insist_on
 from shared.store.record import read_records
 from shared.videos import files as opening
 
@@ -86,6 +90,41 @@ def test_archives_give_the_arrays_of_the_folder(archives, expected, tmp_path, na
                                                                   Index.load(expected).rows()]
         assert [row.class_name for row in Index.load(store).rows()] == [row.class_name for row in
                                                                         Index.load(expected).rows()]
+
+
+@pytest.fixture
+def web(archives):
+    """The URL of a web server on loopback that knows ranges, in a thread."""
+    from aiohttp import web
+
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+
+    async def start():
+        app = web.Application()
+        app.router.add_static("/", archives)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        ready.runner, ready.port = runner, runner.addresses[0][1]
+        ready.set()
+    thread = threading.Thread(target=lambda: (loop.run_until_complete(start()), loop.run_forever()), daemon=True)
+    thread.start()
+    assert ready.wait(60)
+    yield f"http://127.0.0.1:{ready.port}"
+    asyncio.run_coroutine_threadsafe(ready.runner.cleanup(), loop).result(60)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+def test_a_web_server_gives_the_arrays_of_its_archives(web, expected, tmp_path, capsys):
+    store = tmp_path / "store"
+    assert preprocess(store, f"{web}/shard-{{0..1}}.tar") == 0
+    assert arrays(store) == arrays(expected)
+    insist_on(as_place(web))          # which refuses to list it
+    with pytest.raises(OSError):
+        insist_on(as_place("http://127.0.0.1:9"))
+    with pytest.raises(RequestError, match="lists no files; expected its tar or zip archives by name"):
+        preprocess(store, f"{web}/videos")
 
 
 @pytest.mark.parametrize("name, members", [("videos", 0), ("set.tar", 4), ("set.zip", 4)])
