@@ -36,7 +36,8 @@ def evaluate(store, out, checkpoint, *more):
     return json.loads((out / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("more", [(), ("--leave-out", "group", "--set", "classifier=softmax")])
+@pytest.mark.parametrize("more", [(), pytest.param(("--leave-out", "group", "--set", "classifier=softmax"),
+                                                   marks=pytest.mark.slow)])
 def test_motion_alone_loses_all_without_motion(sides, tmp_path, more):
     found = evaluate(sides, tmp_path / "out", "frame-difference", *more)
     videos = 16 if more else 8
@@ -59,6 +60,7 @@ def test_motion_alone_loses_all_without_motion(sides, tmp_path, more):
     assert page.count("data:image/png") == 3 and "What is lost when ... is taken away" in page
 
 
+@pytest.mark.slow
 def test_an_image_loses_nothing_without_order(sides, tmp_path):
     found = evaluate(sides, tmp_path / "out", "mean-image")["metrics"]
     assert found["top1"] == found["shuffled_top1"] == found["reversed_top1"] and found["r@1"] == found["reversed_r@1"]

@@ -169,6 +169,7 @@ def test_who_ignores_motion_is_below_chance_and_who_sees_it_alone_far_above(alik
     assert "above chance, which is 33.3" in page
 
 
+@pytest.mark.slow
 def test_columns_of_a_csv_and_of_the_store(alike, tmp_path):
     with open(alike.parent / "annotations.csv", newline="") as file:
         rows = list(csv.DictReader(file))
