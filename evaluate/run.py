@@ -80,7 +80,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
     pairs = split_pairs(index, args)
     for train, _ in pairs if args.samples else ():
         choose(index, sample_name(train, args.samples, 0))
-    twins = check_twins(index, args.twins) if args.twins else None
+    twins = check_twins(index, args.twins, bool(args.holdout or args.samples)) if args.twins else None
     encoders = [as_asked(open_encoder(text, world.device), settings.features) for text in args.checkpoint]
     for encoder in encoders:
         check_unseen(index, document["dataset"], encoder, [test or train for train, test in pairs])

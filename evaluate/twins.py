@@ -18,9 +18,10 @@ COLUMNS = ("score", "videos, %", "twins, %", "chance, %", "lost, points", "95 %,
            "kept of what is above chance, %", "95 %, paired by video")
 
 
-def check_twins(index: Index, twins: Place) -> dict:
-    """What metrics.json says of the twins' store. Raises RequestError where it holds no twins of the index's videos, of
-    the same class, group and splits."""
+def check_twins(index: Index, twins: Place, drawn: bool = False) -> dict:
+    """What metrics.json says of the twins' store. drawn: training or test videos are drawn from all. Raises
+    RequestError where it holds no twins of the index's videos, of the same class, group and splits, and where videos
+    that are drawn from lack theirs."""
     with damage_stops(twins):
         document, found = read_description(twins), Index.load(twins)
     seed = document["recipe"]["packs"].get("twin_seed")
@@ -31,6 +32,12 @@ def check_twins(index: Index, twins: Place) -> dict:
         if own is None or any(getattr(own, name) != getattr(row, name) for name in ("class_name", "group", "splits")):
             raise RequestError(f"--twins {twins}: {row.id} is not in {index.store}, or of another class, group or "
                                "split there; expected its own twins, labelled as it is")
+    labelled = [video for video, label in zip(index.id, index.label) if label >= 0]
+    if drawn and (alone := [video for video in labelled if video not in found]):
+        raise RequestError(f"--twins {twins}: {len(alone):,} of {plural(len(labelled), 'labelled video')} of "
+                           f"{index.store} without a twin, {alone[0]} among them, and --holdout and --samples would "
+                           "draw others from the twins; give --train-split and --test-split instead, or make the "
+                           "twins that are missing")
     return {"store": str(twins), "index": found.generation, "recipe_hash": document["recipe_hash"], "seed": seed}
 
 

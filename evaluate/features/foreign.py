@@ -57,7 +57,7 @@ class Foreign(nn.Module):
             y = self.encode((x * std + mean).clamp(0, 1))
         except RequestError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RequestError(f"checkpoint {self.text} fails on clips (B, 3, L, S, S) of shape {tuple(x.shape)}: "
                                f"{told(error)}; its own are of {self.clip} (frames x stride) and {self.size} pixels, "
                                "and features.clip and features.size set others") from error
@@ -104,9 +104,16 @@ class Foreign(nn.Module):
 
     @torch.no_grad()
     def h_shape(self, length: int, size: int) -> tuple[int, int, int, int]:
-        """(C', T', h', w') at the cut. Raises RequestError where there is none."""
+        """(C', T', h', w') at the cut. Raises RequestError where there is none, or no gradient comes back to it."""
         self.check(length, size)
-        return tuple(self.body(self.blank(length, size))[0].shape[1:])
+        h, x = self.body(self.blank(length, size))
+        with torch.enable_grad():
+            features = self.tail(h.requires_grad_(), x)
+            if not features.requires_grad or torch.autograd.grad(features.sum(), h, allow_unused=True)[0] is None:
+                raise RequestError(f"checkpoint {self.text} gives no gradients, which saliency and controls "
+                                   "(controls.truth) need; take torch.no_grad, torch.inference_mode and .detach() out "
+                                   "of it")
+        return tuple(h.shape[1:])
 
     def check_grid(self, length: int, size: int) -> None:
         """Raises RequestError where the positions are none, or not those at the cut."""
@@ -124,7 +131,7 @@ class Foreign(nn.Module):
         if len(found) != 1:
             raise RequestError(f"{self.text} passes its last convolution {plural(len(found), 'time')} a clip, so there "
                                "is no one map; expected a network that takes all frames at once")
-        return self.grid(found[0], x), x
+        return self.grid(found[0].clone(), x), x           # what torch.inference_mode made takes no gradient
 
     def tail(self, h: Tensor, x: Tensor) -> Tensor:
         """(B, C): the features of clips x with h at the cut."""
@@ -176,7 +183,7 @@ class Function(Foreign):
                                "that Python can import, such as python:encoders:r3d")
         try:
             holder = importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RequestError(f"checkpoint {text}: importing {module} fails: {told(error)}; expected a module in the "
                                "current folder or on PYTHONPATH") from error
         found = getattr(holder, name, None)
@@ -190,7 +197,7 @@ class Function(Foreign):
             raise RequestError(f"checkpoint {text}: its attribute clip: {error}") from None
         if type(size) is not int or size < 1:
             raise RequestError(f"checkpoint {text}: its attribute size is {size!r}; expected pixels")
-        source = inspect.getsourcefile(holder)
+        source = inspect.getsourcefile(holder) if getattr(holder, "__file__", None) else None
         read = Path(source).read_bytes() if source else b""
         super().__init__(text, f"{module}:{name}", clip, size, hashlib.sha256(read).hexdigest(), {"source": source})
         nets = {id(net): net for net in (*vars(holder).values(), *getattr(found, "__dict__", {}).values(), found)
@@ -215,7 +222,7 @@ class Function(Foreign):
         return shape
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """An error of others' code in one line: its type, its text, where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

@@ -161,7 +161,7 @@ def _view(config, documents: Mapping[str, dict], text: str) -> tuple[tuple[str, 
     size = next(side for side in (crop, said.get("size"), getattr(config, "image_size", None),
                                   getattr(config, "crop_size", None), SIZE) if side)
     if isinstance(size, dict):
-        size = next(size[key] for key in ("height", "shortest_edge", "longest_edge") if key in size)
+        size = next((size[key] for key in ("height", "shortest_edge", "longest_edge") if key in size), size)
     size = size[0] if isinstance(size, (list, tuple)) else size
     if type(size) is not int or not 1 <= size <= 4096:
         raise ValueError(f"size {size!r}")
@@ -171,6 +171,8 @@ def _view(config, documents: Mapping[str, dict], text: str) -> tuple[tuple[str, 
     elif "image_mean" not in said:
         remarks.append(f"The JSON of {text} names no mean and deviation of pixels: ImageNet's are taken.")
     scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255
+    if not scale:
+        raise ValueError(f"rescale_factor {said['rescale_factor']!r}")
     mean, std = [(value + bool(said.get("offset"))) / scale for value in mean], [value / scale for value in std]
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean)) or not 0 < min(std) <= max(std) < math.inf:
         raise ValueError(f"image_mean {said.get('image_mean')}, image_std {said.get('image_std')}")

@@ -49,6 +49,7 @@ def run(request: Request) -> Result | None:
         against = open_encoder(request.against, request.world.device, request.seed)
         against.check_view(view.geometry, view.size)
         open_towers(against, request.world.device)          # refused before the maps of the other are made
+        against.net.h_shape(view.geometry.length, view.size)
     found = look(request.encoder, settings.of, settings.class_name)
     other = look(against, AUTO, "") if against else None
     if not request.world.main:

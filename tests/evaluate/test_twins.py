@@ -1,6 +1,7 @@
 """`--twins`: what an encoder keeps without appearance. The class is where something moves, and the colour."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from evaluate import metrics, run
 from preprocess import twins
 from shared import cli
 from shared.cli import RequestError
+from shared.store.index import Index, publish
 from shared.store.reader import StoreReader
 
 FAST = ["--set", "run.threads=1", "--set", "clips=2", "--set", "run.device=cpu", "--set", "features.size=48"]
@@ -39,10 +41,10 @@ def stores(tmp_path_factory, film, pack):
     return store, base / "twins"
 
 
-def evaluate(stores, out, protocol, checkpoint):
+def evaluate(stores, out, protocol, checkpoint, *more):
     assert run.main(["--protocol", protocol, "--checkpoint", checkpoint, "--store", str(stores[0]), "--twins",
                      str(stores[1]), "--out", str(out), *(["--set", "shown=0"] if protocol == "retrieval" else []),
-                     *FAST]) == cli.DONE
+                     *FAST, *more]) == cli.DONE
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -75,6 +77,25 @@ def test_single_frames_say_all_of_the_videos_and_nothing_of_the_twins(stores):
         hits.append((LinearSVC(dual=True).fit(frames[train], labels[train]).predict(frames) == labels)[~train].sum())
     low, high = binom.interval(0.999, 20, 0.5)
     assert hits[0] == 20 and low <= hits[1] <= high
+
+
+@pytest.fixture(scope="module")
+def lacking(stores, tmp_path_factory):
+    """The twins without the first of the test videos and of the training videos."""
+    base = tmp_path_factory.mktemp("lacking") / "twins"
+    shutil.copytree(stores[1], base)
+    index = Index.load(base)
+    gone = [next(row.id for row in index.rows() if split in row.splits) for split in ("train", "test")]
+    publish(base, [index.pack_row(name) for name in index.packs], [row for row in index.rows() if row.id not in gone])
+    return base
+
+
+def test_draws_from_videos_without_twins_are_refused_and_splits_go_on(stores, lacking, tmp_path):
+    for more in (["--holdout", "0.5"], ["--samples", "10"]):
+        with pytest.raises(RequestError, match="2 of 40 labelled videos of .* without a twin, left.* would draw"):
+            evaluate((stores[0], lacking), tmp_path / "out", "linear", "mean-image", *more)
+    found = evaluate((stores[0], lacking), tmp_path / "out", "linear", "mean-image")
+    assert any("1 test video has no twin" in note for note in found["notes"])
 
 
 def test_what_is_no_twin_is_refused(stores, tmp_path, store, moving):

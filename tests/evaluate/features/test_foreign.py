@@ -176,6 +176,8 @@ class Payload:
     (lambda folder: write(folder, "config.json", {"model_type": "nothing"}), "cannot open"),
     (lambda folder: write(folder, "preprocessor_config.json", "[]"), "preprocessor_config.json is no JSON object"),
     (lambda folder: write(folder, "preprocessor_config.json", {"crop_size": "big"}), "names no view"),
+    (lambda folder: write(folder, "preprocessor_config.json", {"crop_size": {"width": 224}}), "size {'width': 224}"),
+    (lambda folder: write(folder, "preprocessor_config.json", {"rescale_factor": 0}), "rescale_factor 0"),
     (lambda folder: write(folder, "preprocessor_config.json", {"image_mean": [0.5], "image_std": [0.5]}), "image_mean"),
     (lambda folder: (folder / "model.safetensors").unlink(), "cannot open"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "cannot open"),
@@ -231,6 +233,25 @@ function.clip, function.size = "4x1", 16
 
 def vector(clips):
     return clips.mean((2, 3, 4))
+
+@torch.no_grad()
+def without(clips):
+    return function(clips)
+
+@torch.inference_mode()
+def inferring(clips):
+    return function(clips)
+
+def halves(clips):
+    with torch.inference_mode():
+        inner = net[0](2 * clips - 1)
+    return 2 * inner.clone()
+
+def detached(clips):
+    return hidden[0](function(clips).detach())
+hidden = [nn.Conv3d(8, 2, 1)]             # in a list, out of sight: its weights have gradients
+for one in without, inferring, halves, detached:
+    one.clip, one.size = "4x1", 16
 
 def noise(clips):
     return torch.randn(len(clips), 3)
@@ -292,11 +313,28 @@ def test_functions_and_modules_of_others(module):
     ("python:{}", "expected python:MODULE:NAME"), ("python:{}:nn", "has no function"),
     ("python:{}:noise", "other features for the same clip"), ("python:{}:numbers", "gives ndarray"),
     ("python:{}:short", r"gives torch.float32 \(1,\)"), ("python:{}:raises", r"IndexError: out of place \(others_"),
-    ("python:{}:wrong", "its attribute clip")])
-def test_functions_that_cannot_be(module, name, message):
+    ("python:{}:wrong", "its attribute clip"), ("python:builtins:sum", r"gives torch.float32 \(3, 16, 224, 224\)"),
+    ("python:this_one_exits:x", "importing this_one_exits fails: SystemExit: 3")])
+def test_functions_that_cannot_be(module, tmp_path, name, message):
+    (tmp_path / "this_one_exits.py").write_text("raise SystemExit(3)")
     with pytest.raises(RequestError, match=message) as refused:
         open_encoder(name.format(module()))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["without", "inferring", "detached"])
+def test_functions_without_gradients_have_features_and_are_not_looked_into(module, name):
+    encoder = open_encoder(f"python:{module()}:{name}")
+    assert encoder.net(seen(4, 16)[1]).shape == (1, encoder.net.features)
+    with pytest.raises(RequestError, match="gives no gradients, which saliency and controls .* take torch.no_grad"):
+        encoder.net.h_shape(4, 16)
+
+
+def test_a_cut_made_in_inference_mode_has_gradients(module):
+    net = open_encoder(f"python:{module()}:halves").net
+    h, gradient = differentiate(net, seen(4, 16)[1], lambda features: features.sum())
+    assert gradient.shape == h.shape == (1, *net.h_shape(4, 16))
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 2 / 8))           # the mean over 8 positions
 
 
 def test_no_maps_without_a_convolution(module):
