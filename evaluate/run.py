@@ -33,7 +33,7 @@ from evaluate.frozen.beside import with_moments
 from evaluate.holdout import group_split_names, holdout_names, sample_name
 from evaluate.protocol import Figure, Request, find_protocol, used
 from evaluate.report import compare, page, pictures, results
-from evaluate.settings import Settings
+from evaluate.settings import FeatureSettings, Settings
 from evaluate.twins import add_twins, check_twins, kept_line
 from shared import cli
 from shared.cli import RequestError, plural
@@ -81,12 +81,13 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
     for train, _ in pairs if args.samples else ():
         choose(index, sample_name(train, args.samples, 0))
     twins = check_twins(index, args.twins, bool(args.holdout or args.samples)) if args.twins else None
-    encoders = [as_asked(open_encoder(text, world.device), settings.features) for text in args.checkpoint]
+    seen = settings.saliency if args.protocol == "saliency" else settings.features
+    encoders = [as_asked(open_encoder(text, world.device, asked=seen), settings.features) for text in args.checkpoint]
     for encoder in encoders:
         check_unseen(index, document["dataset"], encoder, [test or train for train, test in pairs])
-    view = check_alike(encoders, args.checkpoint, settings)
+    view = check_alike(encoders, args.checkpoint, seen)
     if args.beside:
-        check_alike([pooled(encoder, args.beside) for encoder in encoders], args.checkpoint, settings)
+        check_alike([pooled(encoder, args.beside) for encoder in encoders], args.checkpoint, seen)
     if world.main:
         check_out(args.out, args.protocol)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
     asked = itertools.product(zip(args.checkpoint, encoders), pairs, range(1 if args.holdout else args.seeds))
     for number, ((text, encoder), (train, test), seed) in enumerate(asked):      # alike on every rank
         if takes_seed(text) and seed:
-            encoder = as_asked(open_encoder(text, world.device, seed), settings.features)
+            encoder = as_asked(open_encoder(text, world.device, seed, seen), settings.features)
         out = args.out / "runs" / _folder_name(number, train, test, seed)
         if world.main:
             out.mkdir(parents=True, exist_ok=True)
@@ -180,11 +181,11 @@ def split_pairs(index: Index, args: argparse.Namespace,
     return list(zip(trains, tests))
 
 
-def check_alike(encoders: Sequence[Encoder], texts: Sequence[str], settings: Settings) -> View:
+def check_alike(encoders: Sequence[Encoder], texts: Sequence[str], settings: FeatureSettings) -> View:
     """The view that all share. Raises RequestError for checkpoints that cannot stand for one another."""
     if len({encoder.sha256 for encoder in encoders}) < len(texts):
         raise RequestError(f"--checkpoint {' '.join(texts)}; expected each once, and these hold the same weights twice")
-    views = [View.of(settings.features, encoder) for encoder in encoders]
+    views = [View.of(settings, encoder) for encoder in encoders]
     for text, encoder, view in zip(texts, encoders, views):
         if (encoder.net.name, view) != (encoders[0].net.name, views[0]):
             raise RequestError(f"{text} is {encoder.net.name} on {view.geometry} of {view.size} px, {texts[0]} is "

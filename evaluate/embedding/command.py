@@ -74,7 +74,7 @@ def make(args: argparse.Namespace, settings: Settings, world: World) -> int:
     began, out, kept = time.monotonic(), args.out, None
     with contextlib.ExitStack() as stack:
         with together(world), damage_stops(args.store or ""):
-            encoder = as_asked(open_encoder(args.checkpoint, world.device), settings.features)
+            encoder = as_asked(open_encoder(args.checkpoint, world.device, asked=settings.features), settings.features)
             view = dataclasses.replace(View.of(settings.features, encoder), step=args.step or 0)
             videos = StoreVideos(args.store) if args.store else folder(args.videos, settings.run)
             details = describe(encoder, videos, settings, world)
@@ -216,11 +216,12 @@ def encode_file(path: Place, found: Finished, run: RunEvaluation,
     text = said.get("file", said["text"])
     asked = load_sections(("features",), [f"features.{key}={value}" for key, value in
                                      found.document["settings"]["features"].items() if key in ("pool", "grid")])
-    encoder = as_asked(open_encoder(text, device), asked.features)
+    seen = made["view"]
+    pooled = dataclasses.replace(asked.features, clip=seen["clip"], size=seen["size"])
+    encoder = as_asked(open_encoder(text, device, asked=pooled), pooled)
     if encoder.sha256 != made["checkpoint"]:
         raise RequestError(f"{text} is not the checkpoint of {found.out} any more: its SHA-256 is "
                            f"{encoder.sha256[:12]}, was {made['checkpoint'][:12]}; put the old one back, or embed anew")
-    seen = made["view"]
     view = View(seen["clips"], ClipGeometry.parse(seen["clip"]), seen["size"], seen["short_edge"],
                 step=seen.get("step", 0))
     videos = folder([path], run)

@@ -13,6 +13,7 @@ from torch import nn
 from evaluate.features.foreign import Foreign, Function
 from evaluate.features.handmade import HANDMADE, MOVING
 from evaluate.features.huggingface import Transformers
+from evaluate.settings import FeatureSettings
 from shared.cli import RequestError
 from shared.clips.index import ClipGeometry
 from shared.nn.backbones import EPS, build_backbone
@@ -56,12 +57,21 @@ class Encoder:
                                "two frames or more, such as --set features.clip=16x2")
 
 
-def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -> Encoder:
+def asked_view(settings: FeatureSettings, own: Encoder | Foreign) -> tuple[ClipGeometry, int]:
+    """Clip and size, what the settings leave open filled in from the network's own. Raises RequestError."""
+    try:
+        return ClipGeometry.parse(settings.clip or own.clip), settings.size or own.size
+    except ValueError as error:
+        raise RequestError(f"features.clip: {error}") from None
+
+
+def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0,
+                 asked: FeatureSettings | None = None) -> Encoder:
     """A checkpoint of train/main.py, an export (.safetensors or its folder), random:NAME[:seed], hf:DIR,
     python:MODULE:NAME or a name of HANDMADE.
 
-    `random:hf:DIR[:seed]` is that model untrained. seed: of `random:NAME` without one. Raises RequestError, in one
-    line, for anything else and for damaged files.
+    `random:hf:DIR[:seed]` is that model untrained. seed: of `random:NAME` without one; asked: the view of others'
+    networks that cannot take their own. Raises RequestError, in one line, for anything else and for damaged files.
     """
     text = str(text)
     if text in HANDMADE:
@@ -69,9 +79,9 @@ def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -
         return Encoder(text, HANDMADE[text]().eval(), hashlib.sha256(text.encode()).hexdigest(), PAPER_CLIP, size,
                        {"kind": text, "backbone": text})
     if text.partition(":")[0] == RANDOM:
-        return _untrained(text, device, seed)
+        return _untrained(text, device, seed, asked)
     if text.partition(":")[0] in FOREIGN:
-        return _foreign(text, device)
+        return _foreign(text, device, asked)
     path = Path(text)
     if is_export(path):
         path, _ = export_files(path)
@@ -89,11 +99,17 @@ def open_encoder(text: str, device: torch.device | str = "cpu", seed: int = 0) -
     return Encoder(text, net, sha256, view["clip"], view["size"], origin, run)
 
 
-def _foreign(text: str, device: torch.device | str, seed: int | None = None) -> Encoder:
+def _foreign(text: str, device: torch.device | str, asked: FeatureSettings | None, seed: int | None = None) -> Encoder:
     """seed: of a Transformers model's initialisation, instead of its weights."""
     kind = text.partition(":")[0]
     net: Foreign = (FOREIGN[kind](text) if seed is None else Transformers(text, seed)).to(device)
-    net.check(ClipGeometry.parse(net.clip).length, net.size)
+    own = ClipGeometry.parse(net.clip), net.size
+    try:
+        net.check(own[0].length, own[1])
+    except RequestError:
+        if asked is None or (other := asked_view(asked, net)) == own:
+            raise
+        net.check(other[0].length, other[1])
     sha256 = hashlib.sha256(f"{net.identity} {weights_hash(net)}".encode()).hexdigest()
     origin = {"kind": kind, "backbone": net.name, "features": net.features, **net.origin}
     if seed is not None:
@@ -101,11 +117,11 @@ def _foreign(text: str, device: torch.device | str, seed: int | None = None) -> 
     return Encoder(text, net, sha256, net.clip, net.size, origin)
 
 
-def _untrained(text: str, device, seed: int) -> Encoder:
+def _untrained(text: str, device, seed: int, asked: FeatureSettings | None) -> Encoder:
     if text.startswith(UNTRAINED_HF):
         folder, _, own = text.rpartition(":")
         known = own.isdecimal() and folder.startswith(UNTRAINED_HF)
-        return _foreign((folder if known else text).partition(":")[2], device, int(own) if known else seed)
+        return _foreign((folder if known else text).partition(":")[2], device, asked, int(own) if known else seed)
     name, *rest = text.split(":")[1:] or [""]
     if len(rest) > 1 or not name or rest and not rest[0].isdecimal():
         raise RequestError(f"checkpoint {text!r}; expected random:NAME or random:NAME:seed, such as "

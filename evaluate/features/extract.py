@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from evaluate.features.cache import FeatureCache
-from evaluate.features.encoders import Encoder, finite
+from evaluate.features.encoders import Encoder, asked_view, finite
 from evaluate.features.variants import altered
 from evaluate.features.vectors import collect, in_order, share_out
 from evaluate.holdout import held_out, relabelling
 from evaluate.settings import FeatureSettings, RunEvaluation
 from shared.cli import RequestError, nearest
-from shared.clips.index import ClipGeometry
 from shared.nn.distributed import World
 from shared.nn.transform import EDGE, Transform
 from shared.recipes.preprocessing import read_description
@@ -69,11 +68,7 @@ class View(Transform):
     @classmethod
     def of(cls, settings: FeatureSettings, encoder: Encoder) -> "View":
         """The settings, what they leave open filled in from the checkpoint. Raises RequestError."""
-        try:
-            geometry = ClipGeometry.parse(settings.clip or encoder.clip)
-        except ValueError as error:
-            raise RequestError(f"features.clip: {error}") from None
-        size = settings.size or encoder.size
+        geometry, size = asked_view(settings, encoder)
         view = cls(settings.clips, geometry, size, settings.short_edge or round(size * EDGE))
         if view.short_edge < size:
             raise RequestError(f"features.short_edge is {view.short_edge} px and the view {size} px; expected a short "

@@ -79,7 +79,7 @@ def baselines(request: Request, index: Index, videos: int, view: View) -> dict[s
     none that labels trained, and untrained ones where Transformers builds them."""
     net, device = request.encoder.net, request.world.device
     if isinstance(net, Foreign):
-        twins = {RANDOM: [open_encoder(f"{RANDOM}:{net.text}:{seed}", device)
+        twins = {RANDOM: [open_encoder(f"{RANDOM}:{net.text}:{seed}", device, asked=request.settings.features)
                           for seed in range(request.settings.controls.untrained)]} if net.text.startswith("hf:") else {}
         return {**twins, MeanImage.name: [open_encoder(MeanImage.name)]}
     labelled = {SUPERVISED: [supervised(request, index, videos, view)]} \

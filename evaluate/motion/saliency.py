@@ -46,7 +46,7 @@ def run(request: Request) -> Result | None:
 
     against = None
     if request.against:
-        against = open_encoder(request.against, request.world.device, request.seed)
+        against = open_encoder(request.against, request.world.device, request.seed, settings)
         against.check_view(view.geometry, view.size)
         open_towers(against, request.world.device)          # refused before the maps of the other are made
         against.net.h_shape(view.geometry.length, view.size)

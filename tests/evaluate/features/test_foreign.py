@@ -1,8 +1,10 @@
 """Networks of others: features and positions against the networks themselves, views from their JSON, refusals."""
 
+import dataclasses
 import functools
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from torch import nn
 
 from evaluate import embed, export, run
 from evaluate.features.encoders import open_encoder, takes_seed
+from evaluate.features.extract import View
 from evaluate.motion.towers import open_towers
+from evaluate.protocol import load_settings
 from shared import cli
 from shared.cli import RequestError
 from shared.clips.resampling import MEAN, STD
@@ -253,6 +257,15 @@ hidden = [nn.Conv3d(8, 2, 1)]             # in a list, out of sight: its weights
 for one in without, inferring, halves, detached:
     one.clip, one.size = "4x1", 16
 
+def picky(clips):
+    assert clips.shape[-1] == 16
+    return vector(clips)
+
+weights = [1.0]
+
+def unseen(clips):
+    return weights[0] * vector(clips)
+
 def noise(clips):
     return torch.randn(len(clips), 3)
 
@@ -320,6 +333,24 @@ def test_functions_that_cannot_be(module, tmp_path, name, message):
     with pytest.raises(RequestError, match=message) as refused:
         open_encoder(name.format(module()))
     assert "\n" not in str(refused.value)
+
+
+def test_another_view_than_its_own_and_weights_out_of_sight(module):
+    """What fails on 16x2 of 224 px is opened on the view that is asked for, and known by what it says there."""
+    asked, name = load_settings("linear", ["clip=4x1", "size=16"]).features, module()
+    with pytest.raises(RequestError, match="fails on clips .*its own are of 16x2 .* and features.clip and .*size set"):
+        open_encoder(f"python:{name}:picky")
+    encoder = open_encoder(f"python:{name}:picky", asked=asked)
+    assert (encoder.clip, encoder.size, encoder.net.features) == ("16x2", 224, 3)
+    assert View.of(asked, encoder).size == 16
+    with pytest.raises(RequestError, match="features.clip: "):
+        open_encoder(f"python:{name}:picky", asked=dataclasses.replace(asked, clip="4 by 4"))
+    was = open_encoder(f"python:{name}:unseen").sha256
+    assert open_encoder(f"python:{name}:unseen").sha256 == was
+    sys.modules[name].weights[0] = 1 + 1e-7               # as another number of threads rounds
+    assert open_encoder(f"python:{name}:unseen").sha256 == was
+    sys.modules[name].weights[0] = 1.5                    # as from another file of weights, with a network in sight
+    assert open_encoder(f"python:{name}:unseen").sha256 != was
 
 
 @pytest.mark.parametrize("name", ["without", "inferring", "detached"])
