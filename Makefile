@@ -60,14 +60,15 @@ demo:
 	@echo "Open and look: $(DEMO)/video.png, $(DEMO)/store.png, and the report of this run, which ends the demo:"
 	@echo "  $(DEMO)/results/report.html"
 
-# The store is made once: another index, be it of the same videos, is another ablation's.
-$(PROOF)/$(SET).made: $(DATA)/INDEX.csv | $(READY)
+# The store is made once: another index, be it of the same videos, is another ablation's. Exit code 1: of its failures.
+$(PROOF)/$(SET).made: | $(READY)
+	@test -f $(DATA)/INDEX.csv || { echo "error: $(DATA)/INDEX.csv is missing; expected a folder with INDEX.csv (path,dataset,class,group,...) and its videos: make proof DATA=DIR" >&2; exit 2; }
 	mkdir -p $(PROOF)
 	awk -F, -v OFS=, 'NR == 1 { print "path,label,group" } \
-		$$2 == "$(SET)" { sub("^videos/$(SET)/", "", $$1); print $$1, $$3, $$4 }' $< > $(PROOF)/$(SET).csv
+		$$2 == "$(SET)" { sub("^videos/$(SET)/", "", $$1); print $$1, $$3, $$4 }' $(DATA)/INDEX.csv > $(PROOF)/$(SET).csv
 	$(PY) -m preprocess.run --dataset folder --recipe maclr-tiny --videos $(DATA)/videos/$(SET) \
 		--annotations $(PROOF)/$(SET).csv --store $(PROOF)/$(SET) --set packs.flow=false \
-		--set 'clips.geometries=[16x2,8x2,4x4]'
+		--set 'clips.geometries=[16x2,8x2,4x4]' || [ $$? -eq 1 ]
 	touch $@
 
 proof: ROWS = untrained,mean-image,frame-difference,motion-history,moco-ta-sa,mcl-moco-v1,mcl-moco-smooth

@@ -1,9 +1,9 @@
 """Look-alikes: synthetic videos in sets that share motions and looks, exactly, with one factor of the look changed.
 
 A set has M motions, each of another class, in six looks: one, and five that differ from it in one factor each. The
-camera stands, and all that moves stays in the middle square of the screen. In all motions of a set the object rests in
-one place, in one pose, and moves in the same frames: where it lies and when it moves tell nothing, and before it moves
-the videos of one look are the same picture.
+camera stands, and the centre of what moves stays in the middle square of the screen. In all motions of a set the object
+rests in one place, in one pose, and moves in the same frames: where it lies and when it moves tell nothing, and before
+it moves the videos of one look are the same picture.
 """
 
 import math
@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from preprocess.scenes import CLASSES, Camera, Dials, Motion, Scene, margin, new_canvas, new_patch, new_texture
+from shared.cli import RequestError
 
 FACTORS = "static look", "moving look", "object", "view", "style"
 LOOKS = "", *FACTORS
@@ -141,4 +142,5 @@ def _motions(dials: Dials, number: int, labels: list[str], radius: float,
             found.append(motion)
         if len(found) == len(labels):
             return tuple(found)
-    raise RuntimeError(f"no {', '.join(labels)} fit {dials.width}x{dials.height}")
+    raise RequestError(f"synthetic videos: no {', '.join(labels)} that stay in sight were found in {dials.height}x"
+                       f"{dials.width} px; set a larger or less narrow frame, or another generate.seed")

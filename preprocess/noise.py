@@ -71,23 +71,31 @@ class Twin(Drawn):
 
     @contextmanager
     def open(self, window: int) -> Iterator["Noise"]:
-        reader = StoreReader(self.place, max_open=1, index=_index(self.place, self.generation))
+        reader = StoreReader(self.place, max_open=1, index=self._index())
         try:
             yield Noise(self, reader, window)
         finally:
             reader.close()
 
     def probe(self) -> Probe:
-        index = _index(self.place, self.generation)
+        index = self._index()
         row = index.row(self.video)
         height, width = _frame_size(index, row.pack)
         fps = row.fps or ASSUMED_FPS
         return Probe(row.frames, row.frames / fps, fps, height, width)
 
 
+    def _index(self) -> Index:
+        """The store's, as it is now. Raises VideoError where it has lost the video meanwhile."""
+        index = _index(self.place, self.generation)
+        if self.video not in index:
+            raise VideoError(f"{self.place} does not hold it any more", "probe")
+        return index
+
+
 @functools.lru_cache(maxsize=2)
 def _index(store: Place, generation: str) -> Index:
-    """Of the store, once a process; generation: so that a later one is not taken for it."""
+    """Of the store, once a process and a run; generation: in force when the run began."""
     return Index.load(store)
 
 

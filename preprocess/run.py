@@ -100,7 +100,7 @@ def work(store: Place, pipeline: Pipeline, catalog: Catalog, args: argparse.Name
         with Session.open(store, pipeline, catalog) as session:
             return execute(session, args, reader)
     except FlowError as error:
-        raise Stopped(f"{error}; mend it, or choose another backend with --flow and another --store") from error
+        raise Stopped(f"{error}; mend it, or choose another backend with --flow, and another store") from error
     finally:
         reader.close()
 

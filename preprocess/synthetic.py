@@ -129,7 +129,7 @@ def _check(dials: Dials) -> None:
     if motions and not 2 <= motions <= len(MOVING):
         raise RequestError(f"synthetic videos: lookalikes is {motions}; expected 0, or 2 to {len(MOVING)} motions of a "
                            "set")
-    for name, least in {"videos": motions * len(LOOKS), "backgrounds": 2, "textures": 3}.items() if motions else ():
+    for name, least in {"videos": motions * len(LOOKS), "backgrounds": 2, "textures": 5}.items() if motions else ():
         if (value := getattr(dials, name)) < least:
             raise RequestError(f"synthetic videos: {plural(value, name[:-1])}; expected at least {least} for sets of "
                                f"{motions} motions in {len(LOOKS)} looks")
@@ -151,10 +151,10 @@ def _claim(root: Path, dials: Dials, complete: bool) -> None:
         return
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-        stored, made_with = dict(found["settings"]), dict(found["versions"])
+        stored, made_with = {"lookalikes": 0} | found["settings"], dict(found["versions"])
     except (ValueError, TypeError, KeyError):
         raise RequestError(f"{record} is not a record of synthetic videos; remove {root} or choose another") from None
-    if stored != settings:
+    if stored != (settings := {"lookalikes": 0} | settings):
         other = [f"{name} {stored.get(name)}, asked {settings.get(name)}" for name in sorted(stored | settings)
                  if stored.get(name) != settings.get(name)]
         raise RequestError(f"{root} holds synthetic videos of other settings ({'; '.join(other)}); "

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from preprocess import engines, run
 from preprocess import flow as optical_flow
-from preprocess.agreement import check_place, stored_recipe
+from preprocess.agreement import agree, check_place, stored_recipe
 from preprocess.noise import Twin
 from shared import cli
 from shared.cli import RequestError
 from shared.datasets.catalog import Catalog, Video
 from shared.datasets.scan import Scan
 from shared.datasets.sources import Sources
-from shared.recipes.preprocessing import Pipeline, load_pipeline, read_description
+from shared.recipes.preprocessing import Pipeline, Recipe, load_pipeline, read_description
+from shared.recipes.settings import differences, spelt
 from shared.store.index import Index
 from shared.store.layout import damage_stops
 from shared.store.place import Place, store_argument
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         pipeline = twin_pipeline(store, out, document, args)
         catalog = find_twins(index, document, pipeline)
         check_same(index, out)
+        agree(out, pipeline, "--out")
         return run.work(out, pipeline, catalog, args)
 
 
@@ -69,7 +71,7 @@ def check_apart(store: Place, out: Place) -> None:
     if one == other or one in other.parents or other in one.parents:
         raise RequestError(f"--out {out} and the store of the videos, {store}, are one or lie in one another; choose "
                            "another --out")
-    check_place(out, store)
+    check_place(out, store, "--out")
 
 
 def twin_pipeline(store: Place, out: Place, document: dict, args: argparse.Namespace) -> Pipeline:
@@ -84,9 +86,19 @@ def twin_pipeline(store: Place, out: Place, document: dict, args: argparse.Names
     if begun and seed != made:
         raise RequestError(f"--out {out} holds twins of seed {made}, asked was {seed}; choose another --out, or leave "
                            "--seed out")
+    if begun and (different := differences(_own(begun), _own(document["recipe"]))):
+        raise RequestError(f"--out {out} holds twins of videos that were made otherwise: {'; '.join(different)}; "
+                           "choose another --out")
     settings = [f"packs.twin_seed={seed}", *([f"flow.backend={args.flow}"] if args.flow else []), *args.settings]
     pipeline = load_pipeline(document["dataset"], None, settings, stored=begun or document["recipe"])
     return replace(run.resolve(pipeline, elsewhere=bool(args.address)), kept=())
+
+
+def _own(recipe: dict) -> dict:
+    """What twins take over from their videos' store."""
+    tree = spelt(Recipe, recipe)
+    del tree["packs"]["twin_seed"], tree["flow"]["backend"], tree["clips"]["geometries"]
+    return tree
 
 
 def find_twins(index: Index, document: dict, pipeline: Pipeline) -> Catalog:

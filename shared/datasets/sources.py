@@ -128,6 +128,9 @@ def _root(text: str) -> Place:
     fixed = text[:min((at for mark in "{*?[" if (at := text.find(mark)) >= 0), default=len(text))]
     above = fixed.rpartition("/")[0]
     if text.partition("://")[0] in UNLISTED:
+        if "://" not in above:
+            raise RequestError(f"{text}: a pattern stands in the server's name; expected it after the server's, or a "
+                               "--videos for each server")
         return as_place(above)
     return _argument(store_argument, above) if "://" in text else Path(above or "/")
 

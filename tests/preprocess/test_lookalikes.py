@@ -13,7 +13,7 @@ from preprocess.scenes import Dials
 from preprocess.synthetic import make_videos, plan
 from shared.cli import RequestError
 
-DIALS = Dials(videos=36, backgrounds=3, textures=4, frames=20, height=96, width=112, fps=25, seed=3, lookalikes=3)
+DIALS = Dials(videos=36, backgrounds=3, textures=5, frames=20, height=96, width=112, fps=25, seed=3, lookalikes=3)
 TIMES = 0, 7, 13, 18
 
 
@@ -92,23 +92,23 @@ def test_the_plan_tells_the_truth():
 
 
 def test_annotations_name_motion_look_and_factor(tmp_path):
-    dials = dict(videos=12, seed=0, backgrounds=2, textures=3, frames=4, height=48, width=48, lookalikes=2)
+    dials = dict(videos=12, seed=0, backgrounds=2, textures=5, frames=4, height=48, width=48, lookalikes=2)
     paths = make_videos(tmp_path, **dials)
     with open(tmp_path / "annotations.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [str(tmp_path / row["path"]) for row in rows] == list(map(str, paths))
     assert list(rows[0])[-3:] == ["motion", "look", "factor"]
     assert Counter(row["factor"] for row in rows) == dict.fromkeys(LOOKS, 2)
-    with pytest.raises(RequestError, match="lookalikes 2, asked None"):
+    with pytest.raises(RequestError, match="lookalikes 2, asked 0"):
         make_videos(tmp_path, **dials | {"lookalikes": 0})
 
 
 @pytest.mark.parametrize("change, parts", [
     ({"lookalikes": 1}, ["lookalikes is 1", "2 to 7"]), ({"lookalikes": 8}, ["lookalikes is 8"]),
-    ({"backgrounds": 1}, ["1 background", "2"]), ({"textures": 2}, ["2 textures", "3"]),
-    ({"videos": 17, "textures": 4}, ["17 videos", "18"])])
+    ({"backgrounds": 1}, ["1 background", "2"]), ({"textures": 4}, ["4 textures", "5"]),
+    ({"videos": 17, "textures": 5}, ["17 videos", "18"])])
 def test_impossible_sets(tmp_path, change, parts):
-    dials = dict(videos=36, seed=0, backgrounds=3, textures=4, frames=4, height=48, width=48, lookalikes=3)
+    dials = dict(videos=36, seed=0, backgrounds=3, textures=5, frames=4, height=48, width=48, lookalikes=3)
     with pytest.raises(RequestError) as caught:
         make_videos(tmp_path / "new", **dials | change)
     assert all(part in str(caught.value) for part in parts) and not (tmp_path / "new").exists()

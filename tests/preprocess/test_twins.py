@@ -8,9 +8,11 @@ import pytest
 from preprocess import check, cost, noise, run, twins
 from preprocess.flow import tvl1
 from shared.cli import RequestError
+from shared.recipes.preprocessing import recipe_hash
 from shared.store.index import Index, read_failures
 from shared.store.reader import StoreReader
-from shared.store.record import read_json
+from shared.store.record import read_json, write_json_atomic
+from shared.videos.files import VideoError
 from tests.preprocess.test_run import arrays
 
 SERIAL = ["--engine", "serial", "--set", "run.threads=1"]
@@ -140,6 +142,34 @@ def test_twins_and_videos_are_kept_apart(store, made, small_videos):
     shutil.copytree(store, store.parent / "copy")
     with pytest.raises(RequestError, match="holds videos, not twins"):
         twins.main([str(store), "--out", str(store.parent / "copy"), *SERIAL])
+
+
+def test_messages_name_out(store, made, tmp_path):
+    (file := tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="--out .*file is a file; expected a folder"):
+        twins.main([str(store), "--out", str(file), *SERIAL])
+    with pytest.raises(RequestError, match="flow.backend: stored 'cpu', asked 'opencv'.*or another --out$"):
+        twins.main([str(store), "--out", str(made), "--flow", "opencv", *SERIAL])
+
+
+def test_twins_of_videos_made_otherwise_are_refused(store, made, tmp_path):
+    """The same ids and lengths, from a store of another flow."""
+    other = tmp_path / "other"
+    shutil.copytree(store, other)
+    described = read_json(other / "store.json")
+    described["recipe"]["flow"]["warps"] += 1
+    write_json_atomic(other / "store.json", described | {"recipe_hash": recipe_hash(described["recipe"])})
+    with pytest.raises(RequestError, match="made otherwise: flow.warps: stored .*; choose another --out"):
+        twins.main([str(other), "--out", str(made), *SERIAL])
+
+
+def test_a_video_that_the_store_has_lost_is_a_failure(store, tmp_path):
+    (gone, *_), generation = Index.load(store).id, Index.load(store).generation
+    twin = noise.Twin(store, generation, gone + "x", None, 0)
+    with pytest.raises(VideoError, match="does not hold it any more"):
+        twin.probe()
+    with pytest.raises(VideoError, match="does not hold it any more"), twin.open(8):
+        pass
 
 
 @pytest.mark.slow

@@ -40,8 +40,9 @@ def main() -> int:
             say(log, f"== {name}: {outcomes[name]}, {time.monotonic() - start:.0f} s")
         if args.device == "cuda":
             summary(args.out, log)
-    unfinished = {name for name, outcome in outcomes.items() if outcome != "done"}
-    return 1 if unfinished - {"ablation"} or unfinished == set(args.stages) else 0
+    late = {"ablation"} & set(args.stages[1:])       # which may well run out of time behind others
+    return int(any(outcome != "done" and not (name in late and outcome.startswith(("out of time", "not begun")))
+                   for name, outcome in outcomes.items()))
 
 
 def stage(name: str, limit: float, args: argparse.Namespace, log) -> str:
