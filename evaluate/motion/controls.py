@@ -147,6 +147,8 @@ def result(request: Request, index: Index, train: np.ndarray, test: np.ndarray, 
         counts |= {"probe_clips": scene.probe.clips, "object_seen": int(scene.object_seen.sum())}
         notes.append(f"The fixed prior of the saliency is the mean object mask of the training videos; by chance a map "
                      f"has {area:.1f} % of its mass on the object, as much as the object's area.")
+    if lookalikes:
+        notes += lookalikes.notes
     if counts["test_backgrounds"] == 1:
         notes.append("All test videos share one background: the background retrieval says nothing here.")
     beside = {name: values for name, values in mean.items() if name != own}

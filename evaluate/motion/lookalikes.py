@@ -52,7 +52,7 @@ def run(request: Request) -> Result | None:
              "Features that know nothing score at chance. Features that know the look alone score below it, since the "
              "distractors share the query's look.",
              "Intervals are of as many independent trials as would vary as much as the families of videos do that "
-             "share a motion or a look."]
+             "share a motion or a look.", *summary.notes]
     if unnamed:
         notes.append(f"{plural(unnamed, 'video without motion or look is', 'videos without motion or look are')} in no "
                      "trial.")

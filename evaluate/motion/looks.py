@@ -5,7 +5,7 @@ V videos, C features, Q queries.
 
 import csv
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from evaluate import metrics
 from evaluate.settings import Lookalikes
-from shared.cli import RequestError
+from shared.cli import RequestError, plural
 from shared.datasets.listing import read_text, rows_of, within
 from shared.store.index import Index
 from shared.store.place import Place, as_place
@@ -23,6 +23,8 @@ from shared.store.record import read_records
 NAME, FACTOR = "lookalikes", "factor"
 OWN = {"class": "class_name", "group": "group"}       # columns that the store itself has
 DEFAULT = Lookalikes("motion", "look", 5)             # of `controls`, which has no settings for them
+CROSSED = ("Every video is tied to every other by motions and looks that they share. The look-alikes' intervals take "
+           "those of one motion and one look for independent of all others, which they are not: they are too narrow.")
 EQUAL = 1e-9                                          # cosines that differ by less are equal
 
 
@@ -43,14 +45,15 @@ class Looks:
     def take(self, rows: np.ndarray) -> "Looks":
         return Looks(self.motion[rows], self.look[rows], self.factor[rows])
 
-    def families(self) -> np.ndarray:
-        """(V,) int: one number for videos that share a motion or a look, directly or by way of others; where that
-        makes one family of all, for those that share both."""
+    def families(self) -> tuple[np.ndarray, bool]:
+        """(V,) int: one number for videos that share a motion or a look, directly or by way of others; and whether
+        that makes one family of all: then the number is of those that share both."""
         (motions, motion), (looks, look) = (np.unique(names, return_inverse=True) for names in (self.motion, self.look))
         some, sides = self.named, len(motions) + len(looks)
         pairs = coo_array((np.ones(some.sum()), (motion[some], len(motions) + look[some])), shape=(sides, sides))
         family = connected_components(pairs, directed=False)[1][motion]
-        return family if len(np.unique(family[some])) > 1 else motion * len(looks) + look
+        one = len(np.unique(family[some])) == 1
+        return motion * len(looks) + look if one else family, one
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,21 @@ class Trial:
 @dataclass(frozen=True)
 class Summary:
     """Of `lookalikes`, and `lookalikes_FACTOR` for each factor that has a name: values, chance in percent; trials: how
-    many independent ones would vary as these do; queries: how many were asked; factors: their names."""
+    many independent ones would vary as these do; queries: how many were asked; factors: their names; notes: what is
+    wrong with the trials."""
 
     values: dict[str, float]
     chance: dict[str, float]
     trials: dict[str, int]
     queries: dict[str, int]
     factors: dict[str, str]
+    notes: Sequence[str] = ()
 
 
 def read_looks(index: Index, settings: Lookalikes, annotations: Place | None = None) -> Looks:
     """Motion, look and factor of all videos of the store, from the CSV or annotations.csv beside the videos; columns
-    `class` and `group` are the store's own. Raises RequestError where there is no such file or column."""
+    `class` and `group` are the store's own. Raises RequestError where there is no such file or column, and where no
+    path of it is the store's."""
     columns = settings.motion, settings.look
     wanted = [column for column in columns if column not in OWN]
     file = annotations or beside_videos(index)
@@ -88,9 +94,13 @@ def read_looks(index: Index, settings: Lookalikes, annotations: Place | None = N
                            "groups: add --set lookalikes.motion=class --set lookalikes.look=group")
     rows = {} if file is None or not wanted and annotations is None else {
         unicodedata.normalize("NFC", row["path"]): row
-        for _, row in rows_of(file, ("path", *wanted, FACTOR), ("path", *wanted))}
+        for _, row in rows_of(file, ("path", *wanted, *({FACTOR} & _header(file))), ("path", *wanted))}
     own = [rows.get(unicodedata.normalize("NFC", path)) or rows.get(unicodedata.normalize("NFC", within(path)), {})
            for path in index.path]
+    if rows and not any(own):
+        raise RequestError(f"lookalikes: {file} names {plural(len(rows), 'path')}, {next(iter(rows))!r} first, and "
+                           f"none is a video of {index.store}, whose first is {index.path[0]!r}; expected paths below "
+                           "the folder that the store was made from")
     return Looks(*(np.array(getattr(index, OWN[column]) if column in OWN else [row.get(column, "") for row in own], str)
                    for column in (*columns, FACTOR)))
 
@@ -99,9 +109,12 @@ def known_looks(index: Index) -> Looks:
     """As `read_looks`, with the store's classes for motions and its groups for looks where no annotations beside the
     videos name them."""
     file = beside_videos(index)
-    header = next(csv.reader(read_text(file).splitlines()[:1]), []) if file else []
-    named = {DEFAULT.motion, DEFAULT.look} <= {name.strip() for name in header}
+    named = file is not None and {DEFAULT.motion, DEFAULT.look} <= _header(file)
     return read_looks(index, DEFAULT if named else Lookalikes("class", "group", DEFAULT.distractors))
+
+
+def _header(file: Place) -> set[str]:
+    return {name.strip() for name in next(csv.reader(read_text(file).splitlines()[:1]), [])}
 
 
 def beside_videos(index: Index) -> Place | None:
@@ -142,7 +155,8 @@ def ask(vectors: np.ndarray, looks: Looks, distractors: int) -> Summary:
             found.setdefault(factor, []).append((trial.query, rate, chance))
     if not found[""]:
         raise ValueError("no video has look-alikes")
-    families, summary = looks.families(), Summary({}, {}, {}, {}, {})
+    families, crossed = looks.families()
+    summary = Summary({}, {}, {}, {}, {}, [CROSSED] if crossed else [])
     for factor, rows in found.items():
         name = f"{NAME}_{factor.replace(' ', '_')}" if factor else NAME
         query, rate, chance = map(np.array, zip(*rows))

@@ -58,6 +58,14 @@ def test_looks_that_differ_in_two_factors_are_in_no_trial():
     assert only.query == 0 and only.positives.tolist() == [2] and only.factors.tolist() == ["colour"]
 
 
+def test_motions_crossed_with_looks_are_said_to_have_narrow_intervals():
+    rows = [(motion, look, "") for motion in "abc" for look in "xyz"]
+    crossed = ask(np.random.default_rng(0).normal(size=(9, 4)), looks(rows), 2)
+    assert "too narrow" in crossed.notes[0]
+    apart = ask(np.random.default_rng(0).normal(size=(10, 4)), looks([*rows, ("d", "w", "")]), 2)
+    assert not apart.notes
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2 ** 32 - 1), st.integers(1, 4))
 def test_any_names_by_enumeration(seed, drawn):
@@ -98,6 +106,7 @@ def test_features_of_nothing_of_the_look_and_of_the_motion():
     assert set(ask(one["motion"] + noise, names, 4).values.values()) == {100}
     only_look = ask(one["look"] + noise, names, 4)
     assert set(only_look.values.values()) == {0} and only_look.trials["lookalikes"] == 60
+    assert not nothing.notes
     mostly = ask(one["look"] + 0.1 * one["motion"], names, 4)
     assert mostly.values["lookalikes"] < 20
 
@@ -173,8 +182,8 @@ def test_who_ignores_motion_is_below_chance_and_who_sees_it_alone_far_above(alik
 def test_columns_of_a_csv_and_of_the_store(alike, tmp_path):
     with open(alike.parent / "annotations.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    (tmp_path / "mine.csv").write_text("path,what,how\n" + "".join(
-        f"{row['path']},{row['motion']},{row['look']}\n" for row in rows[:-3]))
+    (tmp_path / "mine.csv").write_text("path,what,how,actor\n" + "".join(
+        f"{row['path']},{row['motion']},{row['look']},1\n" for row in rows[:-3]))
     found = evaluate(alike, tmp_path / "csv", "mean-image", "--annotations", str(tmp_path / "mine.csv"), "--test-split",
                      "test", *[word for one in ("motion=what", "look=how", "distractors=1") for word in ("--set", one)])
     assert set(found["metrics"]) == {"lookalikes"} and found["counts"]["unnamed"] == 3
@@ -195,6 +204,17 @@ def test_what_cannot_be_asked(alike, tmp_path, more, message):
     with pytest.raises(RequestError, match=message):
         evaluate(alike, tmp_path / "out", "mean-image", *more)
     assert not list(tmp_path.glob("out/*.json"))
+
+
+def test_a_csv_of_other_videos_and_columns_of_ones_own(alike, tmp_path):
+    file, index = tmp_path / "mine.csv", Index.load(alike)
+    file.write_text(f"path,motion,look,actor\n{index.path[0]},spin,red,ann\n")
+    named = read_looks(index, Lookalikes("motion", "look", 5), file)
+    assert named.motion[0] == "spin" and set(named.factor) == {""} and named.named.sum() == 1
+    file.write_text("path,motion,look\nelsewhere/a.mp4,spin,red\n")
+    with pytest.raises(RequestError, match="mine.csv names 1 path, 'elsewhere/a.mp4' first, and none is a video of .*"
+                                           f"whose first is '{index.path[0]}'"):
+        read_looks(index, Lookalikes("motion", "look", 5), file)
 
 
 def test_a_store_without_annotations(store, tmp_path):
