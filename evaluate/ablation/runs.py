@@ -25,6 +25,7 @@ from shared.cli import RequestError
 from shared.nn.backbones import build_backbone, own_eps
 from shared.nn.inflate import inflate
 from shared.recipes.settings import differences
+from shared.store.index import contents
 from shared.store.layout import StoreError
 from shared.store.record import read_json, write_json_atomic
 
@@ -70,7 +71,7 @@ class Ablation:
         return self.out / "runs" / f"{run.name}.json"
 
     def _identity(self, run: Run) -> dict:
-        return {"recipe": self.plan.trainings[run].recipe.to_dict(), "index": self.plan.generations[0],
+        return {"recipe": self.plan.trainings[run].recipe.to_dict(), "index": contents(self.plan.generations[0]),
                 "split": self.args.split, "init": str(self.args.init) if self.args.init else None}
 
     def checkpoint(self, run: Run) -> dict | None:
@@ -84,7 +85,8 @@ class Ablation:
             return None
         except StoreError as error:
             raise RequestError(f"{error}; delete it, and the run is looked at again") from None
-        if different := differences(record["identity"], self._identity(run)):
+        identity = record["identity"] | {"index": contents(record["identity"]["index"])}
+        if different := differences(identity, self._identity(run)):
             raise RequestError(f"{self.out} holds {run.name} of another ablation: {'; '.join(different)}; use its "
                                "settings, or another --out")
         return record if record["sha256"] is None or Path(record["checkpoint"]).exists() else None
@@ -100,7 +102,7 @@ class Ablation:
         same = (record and document["protocol"] == protocol and stored == self.plan.used(run, protocol)
                 and document["checkpoint"]["checkpoint"] == record["checkpoint"]
                 and record["sha256"] in (None, document["checkpoint"]["sha256"])
-                and document["store"]["index"] == self.plan.generations[1]
+                and contents(document["store"]["index"]) == contents(self.plan.generations[1])
                 and document["splits"] == self.plan.splits(protocol, run))
         return document if same else None
 

@@ -201,6 +201,11 @@ def _sum(name: str, data: bytes) -> str:
     return f"{crc_text(crc32c(data))} {len(data)} {name}"
 
 
+def contents(generation: str) -> str:
+    """What generations of the same rows share: the checksum in their names."""
+    return generation.rpartition("-")[2]
+
+
 def publish(store: Place, packs: Sequence[PackRow], videos: Sequence[VideoRow]) -> str:
     """Put a new generation in force, atomically; returns its name. The one before it stays, older ones go.
 

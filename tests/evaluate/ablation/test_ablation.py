@@ -240,6 +240,8 @@ def test_what_is_finished_is_not_done_again(plan):
              "settings": {**made.plan.used(run, "linear"), "view": {}}, "splits": made.plan.splits("linear", run),
              "checkpoint": made.checkpoint(run), "store": {"index": made.plan.generations[1]}}
     made.result(run, "linear").mkdir(parents=True)
+    again = f"999999-{made.plan.generations[1].rpartition('-')[2]}"          # preprocess.run with nothing to do
+    made.plan.generations = again, again
     for change, missing in (({}, "retrieval"), ({"splits": {}}, "linear,retrieval"),
                             ({"checkpoint": {**found["checkpoint"], "sha256": "other"}}, "linear,retrieval"),
                             ({"settings": {}}, "linear,retrieval"), ({"store": {"index": "x"}}, "linear,retrieval")):
