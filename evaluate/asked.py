@@ -94,7 +94,8 @@ def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Se
     shared, protocols = share_settings(names, args.settings), {name: find_protocol(name) for name in names}
     caches, asked = [] if args.cache else sorted(args.out.absolute().parent.glob("*/features")), []
     for name, protocol in protocols.items():
-        own = dict(protocol=name, settings=shared[name], caches=caches)
+        own = dict(protocol=name, settings=shared[name], caches=caches,
+                   unsampled=args.samples if protocol.learns and "samples" not in protocol.may else None)
         if len(names) > 1:
             own |= dict(out=args.out / name, cache=args.cache or args.out / "features")
         for flag in ("against", "beside", "twins", "samples", "annotations"):
@@ -105,6 +106,9 @@ def each_protocol(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Se
         one = argparse.Namespace(**vars(args) | own)
         asked.append((one, load_settings(name, one.settings)))
         _check(one, protocol)
+        if one.beside == asked[-1][1].features.pool:
+            raise RequestError(f"--beside {one.beside} puts temporal moments beside the mean, and features.pool is "
+                               f"{MOMENTS} already; leave one of the two out")
     if len(names) > 1:
         check_out(args.out, "compare")
     return asked

@@ -123,6 +123,8 @@ def evaluate(args: argparse.Namespace, settings: Settings, world: World, stack: 
     if args.samples:
         remarks.append(f"Learnt from {plural(args.samples, 'training video')}, drawn by the seed: of every class its "
                        "share, one at least.")
+    if args.unsampled:
+        remarks.append(f"--samples {args.unsampled} does not apply to {args.protocol}, which took all training videos.")
     if "features" in chosen:
         chosen["view"] = view.to_dict()
     store = {"store": str(args.store), "dataset": document["dataset"], "index": index.generation,

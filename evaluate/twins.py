@@ -61,6 +61,9 @@ def add_twins(summary: dict, store: dict, pairs: Sequence[tuple[Result, Result]]
     if alone := len(set(own.tested) - set(pairs[0][1].tested)):
         summary["notes"].append(f"{plural(alone, 'test video has', 'test videos have')} no twin, and no part in what "
                                 "is paired.")
+    if len(pairs) > 1:
+        summary["notes"].append(f"Intervals of what twins lose and keep are over videos, of the mean of {len(pairs)} "
+                                "runs, and not over seeds.")
     summary["twins"] = {**store, "scores": scores}
     summary["beside"][NAME] = {name: float(np.mean([twin.metrics[name] for _, twin in pairs]))
                                for name in summary["metrics"] if all(name in twin.metrics for _, twin in pairs)}

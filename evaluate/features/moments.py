@@ -72,5 +72,5 @@ def pooled(encoder: Encoder, pool: str) -> Encoder:
         return encoder
     if not isinstance(encoder.net, (Backbone, Foreign)):
         raise RequestError(f"{encoder.text} has no positions whose moments could be taken; expected a network, such as "
-                           "hf:DIR, RUN/last.pt or random:NAME, or leave moments out")
+                           "hf:DIR, RUN/last.pt or random:NAME, with features.grid=1, or leave moments out")
     return dataclasses.replace(encoder, net=Moments(encoder.net), clip=CLIP if encoder.net.frames else encoder.clip)

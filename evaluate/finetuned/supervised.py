@@ -23,10 +23,10 @@ from shared.store.place import Place
 
 
 def check_trainable(encoder: Encoder) -> None:
-    """Raises RequestError for baselines, networks of others and moments."""
+    """Raises RequestError for baselines, networks of others, moments and cells."""
     if not isinstance(encoder.net, Backbone):
         raise RequestError(f"checkpoint {encoder.text} has no weights to train here; give a checkpoint of ours, or "
-                           "random:NAME to train from scratch, with features.pool=mean")
+                           "random:NAME to train from scratch, with features.pool=mean and features.grid=1")
 
 
 def train_supervised(encoder: Encoder, store: Place | str, split: str | None, settings: Finetune, view: View,

@@ -48,7 +48,7 @@ def run(request: Request) -> Result | None:
     net = request.encoder.net
     if not isinstance(net, (Backbone, Foreign)):
         raise RequestError(f"controls: {net.name} has no backbone; give a checkpoint that has one, such as RUN/last.pt "
-                           "or random:r2plus1d_tiny, with features.pool=mean")
+                           "or random:r2plus1d_tiny, with features.pool=mean and features.grid=1")
     index = Index.load(request.store)
     train, test = choose(index, request.train_split), choose(index, request.test_split)
     check_synthetic(index, np.concatenate([train, test]))

@@ -70,7 +70,8 @@ def summarise(protocol: str, runs: Sequence[Run], settings: Mapping, checkpoints
         "checkpoint": dict(checkpoints[0]),
         "checkpoints": [dict(one) for one in checkpoints],
         "store": dict(store),
-        "tables": [{"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
+        "tables": [{"title": table.title + (f" (first of {len(runs)} runs)" if len(runs) > 1 else ""),
+                    "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
                    for table in first.result.tables],
         "notes": list(dict.fromkeys([*notes, *(note for run in runs for note in run.result.notes),
                                      *(f"{name} is left out: not all runs have measured it." for name in some)])),

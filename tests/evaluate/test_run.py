@@ -68,6 +68,15 @@ def test_so_many_training_samples(evaluate, tmp_path, protocol):
     assert other["runs"][0]["counts"]["train_videos"] == 4
 
 
+def test_who_learns_from_all_videos_beside_a_sample_says_so(evaluate, tmp_path):
+    evaluate("linear,background", "mean-image", "--samples", "5", "--seeds", "2", "--set", "clip=2x1")
+    linear, background = (json.loads((tmp_path / "out" / name / "metrics.json").read_text())
+                          for name in ("linear", "background"))
+    said = "--samples 5 does not apply to background, which took all training videos."
+    assert said in background["notes"] and said not in linear["notes"]
+    assert all(table["title"].endswith(" (first of 2 runs)") for table in background["tables"])
+
+
 @pytest.mark.parametrize("more, message", [
     (["--samples", "0"], "expected 1 or more"), (["--samples", "2"], "9 labelled videos of 3 classes"),
     (["--samples", "10"], "no more than there are"), (["--samples", "5", "--leave-out", "group"], "name one by"),
@@ -348,6 +357,7 @@ def lopsided(tmp_path_factory, write_store, make_video):
     (["--set", "classifier=tree"], "expected svm or softmax"),
     (["--set", "finetune.dropout=0.1"], "linear does not read it, verbs, detection, finetune would; leave it out"),
     (["--set", "c=-1.0"], "linear.c is -1.0"),
+    (["--beside", "moments", "--set", "pool=moments"], "--beside moments puts .* and features.pool is moments already"),
 ])
 def test_requests_that_cannot_be(evaluate, more, message):
     with pytest.raises(RequestError, match=message):

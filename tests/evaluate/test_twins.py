@@ -96,6 +96,9 @@ def test_draws_from_videos_without_twins_are_refused_and_splits_go_on(stores, la
             evaluate((stores[0], lacking), tmp_path / "out", "linear", "mean-image", *more)
     found = evaluate((stores[0], lacking), tmp_path / "out", "linear", "mean-image")
     assert any("1 test video has no twin" in note for note in found["notes"])
+    assert not any("not over seeds" in note for note in found["notes"])
+    found = evaluate((stores[0], lacking), tmp_path / "out", "linear", "mean-image", "--seeds", "2")
+    assert any("of the mean of 2 runs, and not over seeds" in note for note in found["notes"])
 
 
 def test_what_is_no_twin_is_refused(stores, tmp_path, store, moving):

@@ -10,6 +10,8 @@ import torch
 from evaluate import run
 from evaluate.features.cells import as_asked
 from evaluate.features.encoders import open_encoder
+from evaluate.features.moments import pooled
+from evaluate.finetuned.supervised import check_trainable
 from evaluate.protocol import load_settings
 from shared.cli import RequestError
 
@@ -45,6 +47,16 @@ def test_what_has_no_such_cells_is_refused(text, settings, message):
         asked = load_settings("linear", settings).features
         encoder = as_asked(open_encoder(text), asked)
         encoder.check_view(run.ClipGeometry.parse(asked.clip or encoder.clip), encoder.size)
+
+
+def test_who_has_no_use_for_cells_names_the_grid(store, tmp_path):
+    cells = as_asked(open_encoder("random:r2plus1d_tiny:0"), GRID)
+    for refuses in (check_trainable, lambda encoder: pooled(encoder, "moments")):
+        with pytest.raises(RequestError, match="random:r2plus1d_tiny:0 has no .*features.grid=1"):
+            refuses(cells)
+    with pytest.raises(RequestError, match="controls: 2x2 cells of r2plus1d_tiny has no backbone.* features.grid=1"):
+        run.main(["--protocol", "controls", "--checkpoint", "random:r2plus1d_tiny:0", "--store", str(store), "--out",
+                  str(tmp_path / "out"), "--set", "features.grid=2", "--set", "run.device=cpu"])
 
 
 def test_the_command_keeps_cells_and_their_mean_apart(store, tmp_path):
