@@ -43,7 +43,7 @@ class Transformers(Foreign):
                                "pixels; expected a model of images or videos")
         try:
             view, pixels, remarks = _view(net.config, documents, text)
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise RequestError(f"checkpoint {text}: its JSON names no view of frames ({type(error).__name__}: "
                                f"{error}); expected image_size or crop_size, image_mean and image_std") from None
         digest = hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
@@ -148,7 +148,7 @@ def _frames(config) -> int | None:
 def _view(config, documents: Mapping[str, dict], text: str) -> tuple[tuple[str, int], tuple[list, list], list[str]]:
     """(clip, size), (mean, std) of RGB in [0, 1], and what the report says of that which no JSON names.
 
-    Raises ValueError, TypeError, LookupError or AttributeError for values that are none."""
+    Raises ValueError, TypeError, LookupError, AttributeError or OverflowError for values that are none."""
     said = {key: value for name in PROCESSORS for key, value in documents.get(name, {}).items() if value is not None}
     frames, clip, remarks = _frames(config), CLIP, []
     if frames:

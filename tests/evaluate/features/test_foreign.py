@@ -182,6 +182,7 @@ class Payload:
     (lambda folder: write(folder, "preprocessor_config.json", {"crop_size": "big"}), "names no view"),
     (lambda folder: write(folder, "preprocessor_config.json", {"crop_size": {"width": 224}}), "size {'width': 224}"),
     (lambda folder: write(folder, "preprocessor_config.json", {"rescale_factor": 0}), "rescale_factor 0"),
+    (lambda folder: write(folder, "preprocessor_config.json", {"rescale_factor": 10 ** 400}), "names no view"),
     (lambda folder: write(folder, "preprocessor_config.json", {"image_mean": [0.5], "image_std": [0.5]}), "image_mean"),
     (lambda folder: (folder / "model.safetensors").unlink(), "cannot open"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "cannot open"),
