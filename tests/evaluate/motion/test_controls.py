@@ -370,6 +370,7 @@ def test_without_the_truth(motions, tmp_path):
                      checkpoint="random:r2plus1d_tiny:0")
     assert set(found["metrics"]) == {"linear", "knn", "background_r@1", "motion_r@1", "lookalikes"}
     assert set(found["beside"]) == {"random", "mean-image"} and not any("with labels" in one for one in found["notes"])
+    assert any("too narrow" in note for note in found["notes"])            # every background is before every motion
     moved = shutil.copytree(motions, tmp_path / "moved", ignore=shutil.ignore_patterns("records"))
     with pytest.raises(RequestError, match="does not record where its videos were"):
         evaluate(moved, tmp_path / "b", checkpoint="random:r2plus1d_tiny:0")
