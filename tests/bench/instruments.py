@@ -62,7 +62,7 @@ def main() -> int:
 def make_stores(out: Path, mocap: Path) -> dict[str, Path]:
     """By name; made where they are not yet."""
     stores = {name: out / name for name in ("alike", "moving", "twins")}
-    generated = "--dataset", "synthetic", *settings("generate.frames=48", "geometries=16x2", *SIZE)
+    generated = "--dataset", "synthetic", *settings("generate.frames=48", "geometries=16x2,8x2", *SIZE)
     once(stores["alike"] / "current", "-m", "preprocess.run", *generated, "--videos", out / "alike-videos", "--store",
          stores["alike"], *settings("generate.lookalikes=5", "generate.videos=180"))
     once(stores["moving"] / "current", "-m", "preprocess.run", *generated, "--videos", out / "moving-videos", "--store",
