@@ -14,7 +14,7 @@ from train import main as training
 def test_torchrun_takes_none_of_our_flags_for_its_own(command, capsys):
     """It completes abbreviated flags, those behind our script's name too."""
     with pytest.raises(SystemExit):
-        command.arguments(["--help"])
+        command.main(["--help"])
     ours = set(re.findall(r"^ +(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
     assert len(ours) > 5
     theirs = get_args_parser()._option_string_actions

@@ -97,7 +97,7 @@ def read_looks(index: Index, settings: Lookalikes, annotations: Place | None = N
         for _, row in rows_of(file, ("path", *wanted, *({FACTOR} & _header(file))), ("path", *wanted))}
     own = [rows.get(unicodedata.normalize("NFC", path)) or rows.get(unicodedata.normalize("NFC", within(path)), {})
            for path in index.path]
-    if rows and not any(own):
+    if rows and len(index) and not any(own):
         raise RequestError(f"lookalikes: {file} names {plural(len(rows), 'path')}, {next(iter(rows))!r} first, and "
                            f"none is a video of {index.store}, whose first is {index.path[0]!r}; expected paths below "
                            "the folder that the store was made from")

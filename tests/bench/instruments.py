@@ -63,18 +63,18 @@ def make_stores(out: Path, mocap: Path) -> dict[str, Path]:
     """By name; made where they are not yet."""
     stores = {name: out / name for name in ("alike", "moving", "twins")}
     generated = "--dataset", "synthetic", *settings("generate.frames=48", "geometries=16x2,8x2", *SIZE)
-    once(stores["alike"] / "current", "-m", "preprocess.run", *generated, "--videos", out / "alike-videos", "--store",
+    once(None, "-m", "preprocess.run", *generated, "--videos", out / "alike-videos", "--store",
          stores["alike"], *settings("generate.lookalikes=5", "generate.videos=180"))
-    once(stores["moving"] / "current", "-m", "preprocess.run", *generated, "--videos", out / "moving-videos", "--store",
+    once(None, "-m", "preprocess.run", *generated, "--videos", out / "moving-videos", "--store",
          stores["moving"], *settings("generate.videos=240", "textures=20"))
-    once(stores["twins"] / "current", "-m", "preprocess.twins", stores["moving"], "--out", stores["twins"])
+    once(None, "-m", "preprocess.twins", stores["moving"], "--out", stores["twins"])
     if mocap.is_dir():
         stores["mocap"], listed = out / "mocap", out / "mocap.csv"
         with listed.open("w", newline="") as file:
             csv.writer(file).writerows([("path", "label", "group"), *(
                 (f"{video.parent.name}/{video.name}", video.parent.name, video.stem.rpartition("_")[0])
                 for video in sorted(mocap.glob("*/*.mp4")))])
-        once(stores["mocap"] / "current", "-m", "preprocess.run", "--dataset", "folder", "--videos", mocap, "--store",
+        once(None, "-m", "preprocess.run", "--dataset", "folder", "--videos", mocap, "--store",
              stores["mocap"], "--annotations", listed, *settings("geometries=16x2", "short_side=64"))
     return stores
 
@@ -107,12 +107,12 @@ def settings(*texts: str) -> list[str]:
     return [word for text in texts for word in ("--set", text)]
 
 
-def once(made: Path, *words) -> None:
+def once(made: Path | None, *words) -> None:
     """A command of ours, unless what it makes is there. Ends the program where it fails."""
-    if made.exists():
+    if made and made.exists():
         return
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode not in (0, 1) or not made.exists():
+    if done.returncode not in (0, 1) or made and not made.exists():
         raise SystemExit(f"{' '.join(map(str, words))} left with {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
