@@ -99,7 +99,7 @@ def said(found: dict) -> list[str]:
         kept = "-" if score["kept"] is None else f"{score['kept']:.0f}"
         return [f"{score['videos']:.1f}", f"{score['twins']:.1f}", f"{score['chance']:.1f}", kept]
     name = next(iter(found["metrics"]))
-    low, high = found["intervals"][name] if "intervals" in found else (float("nan"),) * 2
+    low, high = found["interval"][name]
     return [f"{found['metrics'][name]:.1f} ({low:.1f} to {high:.1f})", f"{found['chance'][name]:.1f}"]
 
 
