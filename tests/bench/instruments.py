@@ -2,7 +2,7 @@
 
     python tests/bench/instruments.py OUT [--steps 400] [--mocap FOLDER]
 
-Three stores are made: generated look-alikes (`lookalikes`), generated videos of four classes of motion with their twins
+Three stores are made: generated look-alikes (`lookalikes`), generated videos of eight motions with their twins
 (linear accuracy on both, the share kept), and, where it is there, ../shared/data/videos/mocap10, whose classes are
 motions and whose styles are looks (`lookalikes`). Rows: an untrained net, the mean image, hand-made motion, temporal
 moments of the untrained net, an untrained VideoMAE with a tiny configuration, and `moco-tiny` and `mcl-v1-tiny` trained
