@@ -19,6 +19,7 @@ FACTORS = "static look", "moving look", "object", "view", "style"
 LOOKS = "", *FACTORS
 MOVING = tuple(name for name in CLASSES if name != "still")
 SEEN = 224 / 256                    # of the short side, what evaluation looks at (docs/method.md 1.7)
+TEXTURES = 5                        # of a set
 SET, MOTIONS, LOOK = range(4, 7)    # streams of random numbers, beside those of scenes
 
 
@@ -62,10 +63,10 @@ class Set:
     def draw(cls, dials: Dials, number: int) -> "Set":
         rng = dials.random(SET, number)
         radius, size = rng.uniform(14, 18) * dials.unit, rng.uniform(1.25, 1.45) ** rng.choice((-1, 1))
-        backgrounds, textures = rng.permutation(dials.backgrounds), np.resize(_apart(rng, dials), 5)
+        backgrounds, textures = rng.permutation(dials.backgrounds), _apart(rng, dials)[:TEXTURES]
         view, mixing = _view(rng, dials), np.roll(np.eye(3), rng.integers(1, 3), axis=0)
         labels = [Member(number, motion, "").label(dials) for motion in range(dials.lookalikes)]
-        return cls(number, radius, size, tuple(backgrounds[:2].tolist()), tuple(textures.tolist()), view, mixing,
+        return cls(number, radius, size, tuple(backgrounds[:2].tolist()), tuple(textures), view, mixing,
                    _motions(dials, number, labels, radius, view))
 
     def background(self, factor: str) -> int:

@@ -84,7 +84,6 @@ class Twin(Drawn):
         fps = row.fps or ASSUMED_FPS
         return Probe(row.frames, row.frames / fps, fps, height, width)
 
-
     def _index(self) -> Index:
         """The store's, as it is now. Raises VideoError where it has lost the video meanwhile."""
         index = _index(self.place, self.generation)

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from preprocess.lookalikes import LOOKS, MOVING, Lookalike, Member, Set
+from preprocess.lookalikes import LOOKS, MOVING, TEXTURES, Lookalike, Member, Set
 from preprocess.scenes import CLASSES, FORMAT, ORDER, Dials, Scene
 from shared.cli import Progress, RequestError, plural
 from shared.datasets.truth import truth_path
@@ -129,8 +129,8 @@ def _check(dials: Dials) -> None:
     if motions and not 2 <= motions <= len(MOVING):
         raise RequestError(f"synthetic videos: lookalikes is {motions}; expected 0, or 2 to {len(MOVING)} motions of a "
                            "set")
-    for name, least in {"videos": motions * len(LOOKS), "backgrounds": 2, "textures": 5}.items() if motions else ():
-        if (value := getattr(dials, name)) < least:
+    for name, least in {"videos": motions * len(LOOKS), "backgrounds": 2, "textures": TEXTURES}.items():
+        if motions and (value := getattr(dials, name)) < least:
             raise RequestError(f"synthetic videos: {plural(value, name[:-1])}; expected at least {least} for sets of "
                                f"{motions} motions in {len(LOOKS)} looks")
 
@@ -138,15 +138,14 @@ def _check(dials: Dials) -> None:
 def _claim(root: Path, dials: Dials, complete: bool) -> None:
     """Refuse a folder that holds other videos; leave the settings in a new one."""
     settings = {"format": FORMAT, **asdict(dials)}
-    if not dials.lookalikes:        # as records were before there were any
-        del settings["lookalikes"]
     versions = {"numpy": np.__version__, "opencv": cv2.__version__, "pyav": av.__version__}
     record = root / "synthetic.json"
     if not record.is_file():
         if root.is_dir() and any(root.iterdir()):
             raise RequestError(f"{root} holds other files and no synthetic.json; expected a new or an empty folder")
         root.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"settings": settings, "versions": versions}, indent=1) + "\n"
+        written = {name: value for name, value in settings.items() if value or name != "lookalikes"}  # as before them
+        text = json.dumps({"settings": written, "versions": versions}, indent=1) + "\n"
         _complete(record, lambda part: part.write_text(text, encoding="utf-8"))
         return
     try:
@@ -154,7 +153,7 @@ def _claim(root: Path, dials: Dials, complete: bool) -> None:
         stored, made_with = {"lookalikes": 0} | found["settings"], dict(found["versions"])
     except (ValueError, TypeError, KeyError):
         raise RequestError(f"{record} is not a record of synthetic videos; remove {root} or choose another") from None
-    if stored != (settings := {"lookalikes": 0} | settings):
+    if stored != settings:
         other = [f"{name} {stored.get(name)}, asked {settings.get(name)}" for name in sorted(stored | settings)
                  if stored.get(name) != settings.get(name)]
         raise RequestError(f"{root} holds synthetic videos of other settings ({'; '.join(other)}); "

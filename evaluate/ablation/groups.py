@@ -14,6 +14,7 @@ from evaluate.ablation.plan import BARE, HANDMADE, MACLR, SUPERVISED, UNTRAINED,
 from evaluate.ablation.tables import OF_GROUP, Scores
 from evaluate.metrics import mean_spread
 from evaluate.protocol import Table
+from evaluate.report.words import span
 
 PROTOCOL, METRIC = "linear", "top1"      # what the tables are made of
 DRAWS = 5_000      # resamplings of the videos
@@ -80,8 +81,8 @@ def _accuracies(asked: Asked) -> Table:
         values = 100 * matrix(asked.right[row])
         seeds = values.mean(1)
         mean, spread = mean_spread(seeds)
-        rows.append([row, f"{mean:.1f}{f' ± {spread:.1f}' if spread is not None else ''}", _span(over_seeds(seeds)),
-                     _span(over_videos(values.mean(0))), " / ".join(f"{value:.1f}" for value in seeds)])
+        rows.append([row, f"{mean:.1f}{f' ± {spread:.1f}' if spread is not None else ''}", span(over_seeds(seeds)),
+                     span(over_videos(values.mean(0))), " / ".join(f"{value:.1f}" for value in seeds)])
     return Table(f"Group {asked.group} left out: {asked.shared}chance {asked.chance:.1f} %",
                  ["row", "top-1 accuracy, %", "95 % over seeds", "95 % over videos", "each seed"], rows)
 
@@ -99,8 +100,8 @@ def _differences(asked: Asked) -> Table:
         means = gaps.mean(1)
         mean, spread = mean_spread(means)
         rows.append([f"{one} less {other}", f"{mean:+.1f}{f' ± {spread:.1f}' if spread is not None else ''}",
-                     f"{(means > 0).sum()} of {len(means)}", _span(over_seeds(means)),
-                     _span(over_videos(gaps.mean(0)))])
+                     f"{(means > 0).sum()} of {len(means)}", span(over_seeds(means)),
+                     span(over_videos(gaps.mean(0)))])
     return Table(f"Group {asked.group}: differences within a seed and a video, points",
                  ["rows", "top-1", "seeds above 0", "95 % over seeds", "95 % over videos"], rows)
 
@@ -119,7 +120,3 @@ def pairs(rows: Sequence[str]) -> list[tuple[str, str]]:
             others += [*HANDMADE, SUPERVISED]
         made += [(row, other) for other in others if other in rows]
     return made
-
-
-def _span(ends: tuple[float, float] | None) -> str | None:
-    return None if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"

@@ -6,12 +6,12 @@ n distinct frames of HxW pixels, u clips of L frames, hxw cells of 8x8 pixels.
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_fill_holes
 
+from shared.motion import CELL
 from shared.store.reader import StoreReader
 
 VARIANTS = STILL, SHUFFLED, REVERSED, BACKGROUND = "still", "shuffled", "reversed", "background_only"
 MOVING = 0.02      # px/frame per px: a cell moves where its motion is above it; of generated objects none is missed
 MEDIAN = 31        # frames, evenly over the video, whose median stands for what does not move
-CELL = 8           # pixels, a side (docs/format.md)
 MARGIN = 2         # cells about those that move
 
 

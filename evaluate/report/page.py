@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evaluate.protocol import Figure, Table
 from evaluate.report.results import METRICS, plain
-from evaluate.report.words import BASELINES, measure, questions, sentence
+from evaluate.report.words import BASELINES, measure, questions, sentence, span
 from shared.store.record import write_atomic
 
 REPORT = "report.html"
@@ -133,8 +133,7 @@ def cards_html(document: Mapping) -> str:
             lines.append(f"{mean if mean != kind.say(value) else ''} ± {kind.say(spread)} over "
                          f"{len(document['runs'])} runs")
         if name in document["interval"]:
-            low, high = document["interval"][name]
-            lines.append(f"95 %: {low:.1f} to {high:.1f}")
+            lines.append(f"95 %: {span(document['interval'][name])}")
         if name in document["chance"]:
             lines.append(f"chance {kind.say(document['chance'][name])}")
         cards.append(f'<div class="card"><span class="name">{breaking(kind.words)}</span><b>{kind.say(value)}</b>'

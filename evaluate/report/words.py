@@ -2,7 +2,7 @@
 
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shared.cli import plural
@@ -84,6 +84,11 @@ BASELINES = "prior_",                                                  # metrics
 def measure(metric: str) -> Measure:
     """Of a metric of metrics.json; one that is not known is a share under its own name."""
     return MEASURES.get(metric, Measure(metric.replace("_", " "), ""))
+
+
+def span(ends: Sequence[float] | None) -> str | None:
+    """An interval in words; None where there is none."""
+    return None if ends is None else f"{ends[0]:z.1f} to {ends[1]:z.1f}"
 
 
 def label(protocol: str, metric: str, several: bool) -> str:
