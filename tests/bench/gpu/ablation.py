@@ -17,14 +17,14 @@ ROWS = "untrained", "moco", "seco-ta-sa", "mcl-v1", "mcl"
 def main():
     stage = Stage("ablation", __doc__)
     store, out = stage.work / "generated", stage.work / f"ablation-{stage.device}"
-    videos, steps, size = (16, 2, 32) if stage.small else (384, 2000, 64)
+    videos, steps, size = (48, 2, 32) if stage.small else (384, 2000, 64)
     stage.command("-m", "preprocess.run", "--dataset", "synthetic", "--videos", stage.work / "generated-videos",
                   "--store", store, *settings(f"generate.videos={videos}", "textures=1", "generate.frames=48",
                                               "height=64", "width=64"), codes=(0, 1))
     stage.command(
         "-m", "evaluate.ablation", "--store", store, "--out", out, "--rows", ",".join(ROWS), "--seeds", 1,
         "--protocols", "controls", "--jobs", 1 if stage.small else 4,
-        *settings(f"steps={steps}", f"size={size}", "bn_group=16", f"run.device={stage.device}",
+        *settings(f"steps={steps}", f"size={size}", "bn_group=16",
                   f"run.workers={1 if stage.small else max(1, (os.cpu_count() or 4) // 5)}"),
         *settings("features.size=64", "features.clips=2", "moments=4", "untrained=1", "supervised_steps=0",
                   f"run.device={stage.device}", flag="--set-evaluation"))
