@@ -113,8 +113,11 @@ def fetched(store: str, temporary: Path) -> Path:
 
 
 def speed(videos: Path, temporary: Path, args: argparse.Namespace) -> None:
-    """N parts, two at a time, one thread each, over one process of one thread; and over its CPU seconds."""
-    walls, overheads, digests = [], [], set()
+    """N parts, two at a time, one thread each, over one process of one thread; and over its CPU seconds.
+
+    Beside them what this machine gives at all: two processes that share nothing, each with half of the videos.
+    """
+    walls, overheads, ceilings, digests = [], [], [], set()
     one_line = "--engine", "serial", "--set", "threads=1"
     for number in range(args.rounds):
         one, many = str(temporary / f"one{number}"), str(temporary / f"many{number}")
@@ -127,17 +130,26 @@ def speed(videos: Path, temporary: Path, args: argparse.Namespace) -> None:
             list(pool.map(finish, lines))
         together, cpu = time.perf_counter() - began, cpu_seconds() - before
         digests |= {arrays_digest(Path(one)), arrays_digest(Path(many))}
+        halves = [command(half, str(temporary / f"{half.name}{number}"), *one_line) for half in videos.iterdir()]
+        began = time.perf_counter()
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(finish, halves))
+        ceilings.append(alone / (time.perf_counter() - began))
         walls.append(alone / together)
         overheads.append(cpu / alone_cpu - 1)
         print(f"round {number + 1}: one process {alone:.1f} s, {args.parts} parts two at a time {together:.1f} s: "
-              f"{walls[-1]:.2f} times; CPU {alone_cpu:.1f} s and {cpu:.1f} s: {overheads[-1]:+.1%}; load "
-              f"{os.getloadavg()[0]:.1f}", flush=True)
-        shutil.rmtree(one), shutil.rmtree(many)
+              f"{walls[-1]:.2f} times; CPU {alone_cpu:.1f} s and {cpu:.1f} s: {overheads[-1]:+.1%}; "
+              f"halves that share nothing {ceilings[-1]:.2f} times; load {os.getloadavg()[0]:.1f}", flush=True)
+        for store in (one, many, *(line[line.index("--store") + 1] for line in halves)):
+            shutil.rmtree(store)
     tell("parts: eight, two at a time, over one process", statistics.median(walls))
+    tell("parts: eight, two at a time, over halves that share nothing",
+         statistics.median(wall / ceiling for wall, ceiling in zip(walls, ceilings, strict=True)))
     tell("parts: CPU time over one process", 1 + statistics.median(overheads))
     print(f"{args.parts} parts are {statistics.median(walls):.2f} times as fast as one process, for "
-          f"{statistics.median(overheads):+.1%} of its CPU time; arrays "
-          f"{'identical' if len(digests) == 1 else 'DIFFERENT'}")
+          f"{statistics.median(overheads):+.1%} of its CPU time; halves that share nothing are "
+          f"{statistics.median(ceilings):.2f} times as fast; "
+          f"arrays {'identical' if len(digests) == 1 else 'DIFFERENT'}")
 
 
 def cpu_seconds() -> float:
@@ -161,8 +173,9 @@ def main() -> None:
     temporary = Path(tempfile.mkdtemp(prefix="motionpack-bench-"))
     try:
         videos, *size = {"kills": (24, 60, 96, 128), "speed": (96, 96, 240, 320)}[args.what]
-        make_videos(temporary / "videos", videos=args.videos or videos, seed=0, backgrounds=4, textures=4,
-                    frames=args.frames or size[0], height=size[1], width=size[2])
+        for seed in (0, 1):
+            make_videos(temporary / "videos" / f"half{seed}", videos=(args.videos or videos) // 2, seed=seed,
+                        backgrounds=4, textures=4, frames=args.frames or size[0], height=size[1], width=size[2])
         {"kills": kills, "speed": speed}[args.what](temporary / "videos", temporary, args)
     finally:
         shutil.rmtree(temporary)
