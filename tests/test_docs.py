@@ -114,7 +114,7 @@ def test_a_page_runs_from_top_to_bottom(page, small_videos, tmp_path, monkeypatc
     ran = 0
     for words in commands(path):
         if not ours(words):
-            assert words[0] == "make", words       # test_demo.py runs it
+            assert words[0] == "make", words       # test_make.py runs it
             continue
         line = [word.replace("VIDEO", "walk/0003.mp4") if word == "VIDEO" else word for word in words]
         line += shlex.split(SHORT.get(ours(words)[0], ""))
