@@ -28,7 +28,7 @@ def main():
         for device in dict.fromkeys((stage.device, "cpu")):
             out = stage.fresh(f"saliency-{device}")
             stage.command("-m", "evaluate.run", "--protocol", "saliency", "--checkpoint", checkpoint, "--store", store,
-                          "--out", out, "--test-split", "train", "--set", f"run.device={device}", "--set",
+                          "--out", out, "--holdout", "0.5", "--set", f"run.device={device}", "--set",
                           "saliency.clips=8")
             found[device] = json.loads((out / "metrics.json").read_text())["metrics"]
         numbers = [name for name, value in found["cpu"].items() if isinstance(value, (int, float))]

@@ -1,6 +1,6 @@
 """What a bare GPU machine without network needs beside this repository: `make gpu-kit` fills gpu-kit/.
 
-wheels/ (what docs/gpu.md names), clips/ (a few real videos as <class>/<video>), flow.npz (grey frames of theirs, and
+wheels/ (what docs/gpu.md names), clips/ (a few real videos as <set>/<video>), flow.npz (grey frames of theirs, and
 the CPU backend's flow). At most 55 MiB, so that all fits into 60 with the repository.
 """
 
@@ -64,8 +64,8 @@ def clips(folder: Path) -> None:
              *(file for step in sorted((DATA / "handwash12").glob("Step_*"))
                for file in sorted(step.glob("*.mp4"))[:1])]
     for file in files:
-        (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, folder / file.parent.name / file.name)
+        (folder / file.parents[1].name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / file.parents[1].name / file.name)
 
 
 def flow(kit: Path) -> None:
