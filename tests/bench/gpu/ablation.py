@@ -19,8 +19,9 @@ def main():
     store, out = stage.work / "generated", stage.work / f"ablation-{stage.device}"
     videos, steps, size = (48, 2, 32) if stage.small else (384, 2000, 64)
     stage.command("-m", "preprocess.run", "--dataset", "synthetic", "--videos", stage.work / "generated-videos",
-                  "--store", store, *settings(f"generate.videos={videos}", "textures=1", "generate.frames=48",
-                                              "height=64", "width=64"), codes=(0, 1))
+                  "--store", store, "--engine", "serial", *settings(
+                      f"generate.videos={videos}", "textures=1", "generate.frames=48", "height=64", "width=64"),
+                  codes=(0, 1))
     stage.command(
         "-m", "evaluate.ablation", "--store", store, "--out", out, "--rows", ",".join(ROWS), "--seeds", 1,
         "--protocols", "controls", "--jobs", 1 if stage.small else 4,
