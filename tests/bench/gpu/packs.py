@@ -15,13 +15,12 @@ COPIES = 3
 
 def main():
     stage = Stage("packs", __doc__)
-    videos = stage.work / "videos"
+    videos = stage.fresh("videos")
     for file in sorted((stage.kit / "clips").glob("*/*")):
         for copy in range(1 if stage.small else COPIES):
             link = videos / file.parent.name / f"{file.stem}_{copy}{file.suffix}"
             link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.symlink_to(file.resolve())
+            link.symlink_to(file.resolve())
     stores = {}
     for backend in dict.fromkeys((stage.device, "cpu")):
         store = stores[backend] = stage.fresh(f"store-{backend}")
