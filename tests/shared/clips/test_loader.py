@@ -330,11 +330,11 @@ def test_memory_of_a_worker_stays_flat_over_2000_samples(data):
 
 
 @pytest.mark.gpu
-def test_pinned_copies_equal_the_hosts(data):
-    with Loader(data, Sampler(len(data), 6), 2, "cuda") as loader:
+def test_pinned_copies_equal_the_hosts(gpu, data):
+    with Loader(data, Sampler(len(data), 6), 2, gpu) as loader:
         for batch, _ in zip(loader, range(6)):
             assert all(slot.is_pinned() for _, slot in batch.parts)
-            (crops, motion, _), (there, maps, _) = batch.arrays(), batch.arrays("cuda")
+            (crops, motion, _), (there, maps, _) = batch.arrays(), batch.arrays(gpu)
             for row, copies in zip(crops, there):
                 assert all(torch.equal(crop, copy.cpu()) for crop, copy in zip(row, copies))
             assert all(torch.equal(one, other.cpu()) for one, other in zip(motion, maps))

@@ -285,10 +285,10 @@ def test_differences_of_frames(maclr):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["edges", "flow", "difference"])
-def test_motion_clips_on_the_device_equal_the_hosts(store, sampling, augment, maclr, kind):
+def test_motion_clips_on_the_device_equal_the_hosts(gpu, store, sampling, augment, maclr, kind):
     chosen = maclr(motion_input=kind)
     data = ClipData([store], sampling(keys=1), augment(), motion=False, maclr=chosen)
-    for batch, _ in zip(Loader(data, Sampler(len(data), 5), 2, "cuda"), range(3)):
-        host, device = (make_views(batch, augment(), 48, None, place, chosen) for place in ("cpu", "cuda"))
+    for batch, _ in zip(Loader(data, Sampler(len(data), 5), 2, gpu), range(3)):
+        host, device = (make_views(batch, augment(), 48, None, place, chosen) for place in ("cpu", gpu))
         for one, other in zip(host.motion_clips, device.motion_clips):
             assert (one - other.cpu()).abs().max() < (0.01 if kind == "difference" else 2e-3)

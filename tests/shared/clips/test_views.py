@@ -271,10 +271,10 @@ def test_the_query_and_its_first_key_are_one_clip_seen_twice(objects, sampling, 
 
 
 @pytest.mark.gpu
-def test_views_on_the_device_equal_the_hosts(objects, sampling, augment):
+def test_views_on_the_device_equal_the_hosts(gpu, objects, sampling, augment):
     data = ClipData([objects], sampling(), augment())
-    for batch, _ in zip(Loader(data, Sampler(len(data), 10), 2, "cuda"), range(4)):
-        host, device = make_views(batch, augment(), 48, (2, 6, 6)), make_views(batch, augment(), 48, (2, 6, 6), "cuda")
+    for batch, _ in zip(Loader(data, Sampler(len(data), 10), 2, gpu), range(4)):
+        host, device = make_views(batch, augment(), 48, (2, 6, 6)), make_views(batch, augment(), 48, (2, 6, 6), gpu)
         assert torch.allclose(host.motion, device.motion.cpu(), atol=1e-5)
         for one, other in zip((host.query, *host.keys), (device.query, *device.keys)):
             assert (one - other.cpu()).abs().mean() < 0.02  # the host resizes in 8 bits
