@@ -1,16 +1,17 @@
-"""What the rows have shown of motion, where `controls` has asked them: a picture side by side, and what it says."""
+"""What the rows have shown of motion, where `controls` or `saliency` has asked them: pictures and words."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluate.ablation.plan import SUPERVISED, UNTRAINED, UNTRAINED_MACLR, Run
+from evaluate.ablation.plan import SUPERVISED, UNTRAINED, UNTRAINED_MACLR, Run, folder_name
 from evaluate.ablation.runs import Ablation
-from evaluate.ablation.tables import Scores
+from evaluate.ablation.tables import Scores, column
 from evaluate.features.handmade import FrameDifference, MeanImage, MotionHistory
-from evaluate.motion.control_pictures import kept_probed, probe_figure
+from evaluate.motion import saliency
 from evaluate.motion.controls import PROBE
+from evaluate.motion.map_pictures import Compared, compared_figure, kept_compared
 from evaluate.protocol import Figure
 from shared.cli import plural
 from shared.pictures import figures
@@ -22,6 +23,17 @@ BARE_WORDS = {UNTRAINED: "random weights", UNTRAINED_MACLR: "random weights of M
               FrameDifference.name: "hand-made motion: mean difference of neighbouring frames",
               MotionHistory.name: "hand-made motion: motion history images"}
 CLEAR = 10      # hundredths of a correlation
+# Pictures side by side: protocol, the metric under each row, the picture that is kept, its motion, and what it shows.
+SHOWN = (
+    ("controls", "dense", PROBE, "true motion",
+     "Where it moves in {videos}, spread evenly over all, at the middle of the clip that moves most: a frame, the true "
+     "motion, and what a linear probe reads off each row's features, each map over its own range. {rows}. r: mean "
+     "correlation with the true motion over the clips of all test videos, a fixed prior taken out. Seed {seed}."),
+    ("saliency", "cam_own_minus_other", saliency.PICTURE, "S-motion",
+     "Where each net looks in {videos}, spread evenly over those that move: the clip's S-motion, and the net's "
+     "Grad-CAM, each over its own range; the frames are in each evaluation's own report. {rows}. r: mean correlation "
+     "with the own clip's S-motion less that with other clips', over all test videos. Seed {seed}."),
+)
 
 
 def sentences(scores: Scores, rows: Sequence[str]) -> list[str]:
@@ -72,23 +84,38 @@ def meaning(row: str, recipe: Pretraining) -> str:
 
 
 def pictures(ablation: Ablation, scores: Scores, recipes: Mapping[str, Pretraining]) -> list[Figure]:
-    """Where each row's features say that test videos move, side by side, from the first seed; none for a single row."""
+    """What each row says of test videos, side by side, from the first seed, of every group that is left out; none for a
+    single row."""
+    made, seed = [], ablation.plan.seeds[0]
+    for group in ablation.plan.groups:
+        for protocol, metric, stem, motion, says in SHOWN:
+            kept = _kept(ablation, scores, protocol, metric, stem, group)
+            if len(kept) < 2:
+                continue
+            first = next(iter(kept.values()))
+            clips = [dataclasses.replace(same[0], maps=[same[0].maps[0], *(one.maps[1] for one in same)])
+                     for same in zip(*kept.values())]
+            path = ablation.out / f"{stem if group is None else f'{stem}-{folder_name(group)}'}.png"
+            values = scores.values[column(protocol, metric, group)]
+            figures.save(compared_figure(clips, motion, {row: values[row][seed] for row in kept}), path)
+            videos = plural(len(first), "test video") + ("" if group is None else f" of group {group}")
+            rows = "; ".join(f"{row}: {meaning(row, recipes[row])}" for row in kept)
+            made.append(Figure(path, says.format(videos=videos, rows=rows, seed=seed), wide=False))
+    return made
+
+
+def _kept(ablation: Ablation, scores: Scores, protocol: str, metric: str, stem: str,
+          group: str | None) -> dict[str, list[Compared]]:
+    """The clips that each row has kept of its first seed, of rows that were asked of the same clips as the first."""
     kept, seed = {}, ablation.plan.seeds[0]
-    for row, of_seeds in scores.values.get(DENSE, {}).items():
-        document = ablation.found(Run(row, seed), "controls") if seed in of_seeds else None
+    for row, of_seeds in scores.values.get(column(protocol, metric, group), {}).items():
+        run = Run(row, seed, group)
+        document = ablation.found(run, protocol) if seed in of_seeds else None
         for one in document["figures"] if document else ():
-            path = (ablation.result(Run(row, seed), "controls") / one["file"]).with_suffix(".npz")
-            if path.stem == PROBE and path.is_file():            # results of before they were kept have none
-                kept[row] = kept_probed(path)
-    if len(kept) < 2:
-        return []
-    clips = [dataclasses.replace(same[0], maps=[same[0].maps[0], *(one.maps[1] for one in same)])
-             for same in zip(*kept.values())]
-    path = ablation.out / f"{PROBE}.png"
-    figures.save(probe_figure(clips, {row: scores.values[DENSE][row][seed] for row in kept}), path)
-    rows = "; ".join(f"{row}: {meaning(row, recipes[row])}" for row in kept)
-    caption = (f"Where it moves in {plural(len(clips), 'test video')}, spread evenly over all, at the middle of the "
-               "clip that moves most: a frame, the true motion, and what a linear probe reads off each row's features, "
-               f"each map over its own range. {rows}. r: mean correlation with the true motion over the clips of all "
-               f"test videos, a fixed prior taken out. Seed {seed}.")
-    return [Figure(path, caption, wide=False)]
+            path = (ablation.result(run, protocol) / one["file"]).with_suffix(".npz")
+            if path.stem == stem and path.is_file():            # results of before they were kept have none
+                kept[row] = kept_compared(path)
+    moved = {row: np.array([one.maps[0] for one in clips]) for row, clips in kept.items()}
+    first = next(iter(moved.values()), None)
+    return {row: kept[row] for row, motion in moved.items() if motion.shape == first.shape
+            and np.allclose(motion, first, rtol=1e-3)}

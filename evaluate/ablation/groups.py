@@ -67,12 +67,32 @@ def tables(asked: Sequence[Asked]) -> list[Table]:
 
 
 def other_scores(scores: Scores, group: str) -> list[Table]:
-    """What other protocols have measured of a group, mean ± sd over the seeds; none where `linear` alone was asked."""
+    """What other protocols have measured of a group, and its differences within a seed; none where `linear` alone was
+    asked."""
     columns = [one for one in scores.columns if one.endswith(f"{OF_GROUP}{group}")
                and scores.asked(one) != (PROTOCOL, METRIC)]
-    rows = dict.fromkeys(row for one in columns for row in scores.values[one])
-    return [Table(f"Group {group}: other scores", ["row", *map(scores.head, columns)],
-                  [[row, *(scores.cell(one, row) for one in columns)] for row in rows])] if columns else []
+    if not columns:
+        return []
+    rows = list(dict.fromkeys(row for one in columns for row in scores.values[one]))
+    made = Table(f"Group {group}: other scores", _heads("row", [scores.head(one) for one in columns]), [
+        [row, *(cell for one in columns for cell in (scores.cell(one, row), _interval(
+            scores, one, list(scores.values[one].get(row, {}).values()))))] for row in rows])
+    made.rows.append(["chance", *(cell for one in columns for cell in (
+        scores.measure(one).number(scores.chance[one]) if one in scores.chance else None, None))])
+    gaps = [[f"{one} less {other}", *(cell for name in columns for cell in (
+        scores.gap(name, one, other), _interval(scores, name, scores.gaps(name, one, other))))]
+        for one, other in pairs(rows)]
+    gaps = Table(f"Group {group}: other scores, differences within a seed, and how many seeds are above 0",
+                 _heads("rows", [scores.head(one, "points") for one in columns]), [row for row in gaps if any(row[1:])])
+    return [made, gaps] if gaps.rows else [made]
+
+
+def _heads(first: str, columns: Sequence[str]) -> list[str]:
+    return [first, *(head for one in columns for head in (one, "95 % over seeds"))]
+
+
+def _interval(scores: Scores, column: str, values: Sequence[float]) -> str | None:
+    return span(over_seeds(np.array(values)), scores.measure(column).share)
 
 
 def _accuracies(asked: Asked) -> Table:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluate.ablation.plan import ALWAYS, BARE, BESIDE, MACLR, TABLE_1, TABLE_2, UNTRAINED
+from evaluate.ablation.plan import ALWAYS, BARE, BESIDE, HANDMADE, MACLR, TABLE_1, TABLE_2, UNTRAINED
 from evaluate.metrics import mean_spread
 from evaluate.protocol import Table
 from evaluate.report.pictures import COLOURS
@@ -87,6 +87,22 @@ class Scores:
         (mean, spread), number = mean_spread(values), self.measure(column).number
         few = f" ({len(values)} of {len(self.seeds)})" if len(values) < len(self.seeds) else ""
         return f"{number(mean)}{f' ± {number(spread)}' if spread is not None else ''}{few}"
+
+    def gaps(self, column: str, one: str, other: str) -> list[float]:
+        """One row less another, within each seed that both have."""
+        ours, theirs = (self.values[column].get(row, {}) for row in (one, other))
+        if other in HANDMADE and theirs:                                    # which no seed changes
+            theirs = dict.fromkeys(ours, next(iter(theirs.values())))
+        return [ours[seed] - theirs[seed] for seed in self.seeds if seed in ours and seed in theirs]
+
+    def gap(self, column: str, one: str, other: str) -> str | None:
+        """`mean ± sd` of the gaps, and in how many seeds they are above 0."""
+        gaps = self.gaps(column, one, other)
+        if not gaps:
+            return None
+        (mean, spread), number = mean_spread(gaps), self.measure(column).number
+        return f"{number(mean, '+')}{f' ± {number(spread)}' if spread is not None else ''}; " \
+               f"{sum(gap > 0 for gap in gaps)} of {len(gaps)}"
 
 
 def column(protocol: str, metric: str, group: str | None = None) -> str:
@@ -168,18 +184,10 @@ def _pathways(recipe: Pretraining, row: str) -> list[str]:
 
 def differences(scores: Scores) -> list[Table]:
     """Row less row, seed by seed: mean ± sd, and in how many seeds it is above 0; none without pairs of rows."""
-    def cell(column: str, one: str, other: str) -> str | None:
-        ours, theirs = (scores.values[column].get(row, {}) for row in (one, other))
-        gaps = [ours[seed] - theirs[seed] for seed in scores.seeds if seed in ours and seed in theirs]
-        if not gaps:
-            return None
-        (mean, spread), number = mean_spread(gaps), scores.measure(column).number
-        return f"{number(mean, '+')}{f' ± {number(spread)}' if spread is not None else ''}; " \
-               f"{sum(gap > 0 for gap in gaps)} of {len(gaps)}"
-
     made = []
     for number, columns in enumerate(_in_parts(scores.columns)):
-        rows = [[f"{one} less {other}", *(cell(column, one, other) for column in columns)] for one, other in PAIRS]
+        rows = [[f"{one} less {other}", *(scores.gap(column, one, other) for column in columns)]
+                for one, other in PAIRS]
         rows = [row for row in rows if any(row[1:])]
         title = "Differences within a seed: mean ± sd, and how many seeds are above 0" if not number else \
             "Differences, continued"

@@ -20,7 +20,7 @@ from evaluate.features.handmade import MeanImage
 from evaluate.features.vectors import from_main
 from evaluate.finetuned.job import FINETUNED
 from evaluate.finetuned.supervised import train_supervised
-from evaluate.motion import control_pictures, probes
+from evaluate.motion import control_pictures, map_pictures, probes
 from evaluate.motion.control_scores import MAPS, Scene, Scores, object_scores, read_scene, score
 from evaluate.motion.looks import known_looks
 from evaluate.motion.truth import check_synthetic
@@ -172,9 +172,9 @@ def _figures(request: Request, index: Index, scene: Scene | None, scores: Mappin
     rows = control_pictures.probed(reader, scene, {name: runs[0].said for name, runs in scores.items()})
     reader.close()
     path = request.out / f"{PROBE}.png"
-    control_pictures.keep_probed(path.with_suffix(".npz"), rows)
-    figures.save(control_pictures.probe_figure(rows, {"this checkpoint" if name == own else name: mean[name]["dense"]
-                                                      for name in scores}), path)
+    map_pictures.keep_compared(path.with_suffix(".npz"), rows)
+    figures.save(map_pictures.compared_figure(rows, "true motion", {
+        "this checkpoint" if name == own else name: mean[name]["dense"] for name in scores}), path)
     yield Figure(path, "The dense probe on test videos, at the time of the middle frame: the frame, the true motion "
                        "there, and what each method's features say of it, each over its own range. r: mean correlation "
                        "with the true motion over all test clips, a fixed prior taken out.", wide=False)

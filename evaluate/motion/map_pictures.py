@@ -1,17 +1,18 @@
-"""The picture of the saliency protocol, from arrays alone (Fig. 4 of MCL).
+"""Pictures of maps, from arrays alone: of the saliency protocol (Fig. 4 of MCL), and of several methods side by side.
 
 HxW pixels of a crop, h'xw' positions of a map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from shared.pictures.figures import QUIET, bare, cell_outline, new_figure
+from shared.pictures.figures import QUIET, bare, cell_outline, new_figure, place
 from shared.pictures.fonts import short
 
 SIDE, GAP, LINE = 1.55, 0.1, 0.3         # inches: of a tile, between tiles, of the words above a row
@@ -76,3 +77,47 @@ def _words(figure: Figure, j: int, i: int, text: str, **style) -> None:
     across, down = figure.get_size_inches()
     left, top = GAP + j * (SIDE + GAP), LINE + (i * (SIDE + LINE) + LINE if i >= 0 else 0)
     figure.text(left / across, 1 - (top - 0.07) / down, text, va="bottom", parse_math=False, **style)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A clip of a test video: its class, a frame (s, s, 3) uint8 of what is seen, None where none is shown, and maps
+    (h', w') of any scale: its motion, then what each method says of it."""
+
+    class_name: str
+    frame: np.ndarray | None
+    maps: Sequence[np.ndarray]
+
+
+def keep_compared(path: Path, rows: Sequence[Compared]) -> None:
+    """Write the rows, all with a frame or none, as an npz, for a figure of several checkpoints."""
+    frames = {} if rows[0].frame is None else {"frame": [row.frame for row in rows]}
+    np.savez_compressed(path, class_name=[row.class_name for row in rows], maps=[row.maps for row in rows], **frames)
+
+
+def kept_compared(path: Path) -> list[Compared]:
+    """The rows that `keep_compared` wrote. Raises FileNotFoundError where it has written none."""
+    with np.load(path) as kept:
+        names = kept["class_name"].tolist()
+        frames = kept["frame"] if "frame" in kept else [None] * len(names)
+        return [Compared(*row) for row in zip(names, frames, kept["maps"])]
+
+
+def compared_figure(rows: Sequence[Compared], motion: str, methods: Mapping[str, float]) -> Figure:
+    """A line a clip: its frame, its motion, headed `motion`, what each method says of it. methods: name -> score,
+    hundredths of a correlation, which stands under the name."""
+    framed = rows[0].frame is not None
+    titles = ["frame"] * framed + [motion, *(f"{short(name, 18)}\nr {score / 100:z.2f}"
+                                             for name, score in methods.items())]
+    side, gap = 1.3, 0.1
+    figure = new_figure(1.1 + len(titles) * (side + gap), 0.5 + len(rows) * (side + gap))
+    for i, row in enumerate(rows):
+        for j, (title, shown) in enumerate(zip(titles, [row.frame] * framed + list(row.maps))):
+            axes = bare(place(figure, 1.0 + j * (side + gap), 0.45 + i * (side + gap), side, side))
+            axes.imshow(shown, cmap="magma", interpolation="nearest" if shown.ndim == 2 else None)
+            if not i:
+                axes.set_title(title, fontsize=10, pad=4, parse_math=False)
+            if not j:
+                axes.text(-0.06, 0.5, short(row.class_name, 14), transform=axes.transAxes, ha="right", va="center",
+                          fontsize=10, color=QUIET, parse_math=False)
+    return figure

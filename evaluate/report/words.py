@@ -86,9 +86,9 @@ def measure(metric: str) -> Measure:
     return MEASURES.get(metric, Measure(metric.replace("_", " "), ""))
 
 
-def span(ends: Sequence[float] | None) -> str | None:
-    """An interval in words; None where there is none."""
-    return None if ends is None else f"{ends[0]:z.1f} to {ends[1]:z.1f}"
+def span(ends: Sequence[float] | None, share: bool = True) -> str | None:
+    """An interval in words, as `Measure.number` says its ends; None where there is none."""
+    return None if ends is None else " to ".join(map(Measure("", "", share).number, ends))
 
 
 def label(protocol: str, metric: str, several: bool) -> str:

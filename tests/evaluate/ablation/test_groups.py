@@ -8,11 +8,12 @@ from scipy.stats import binom
 from scipy.stats import t as student
 
 from evaluate.ablation import __main__ as ablation
-from evaluate.ablation import groups
+from evaluate.ablation import finding, groups, report
 from evaluate.ablation.children import Ended
 from evaluate.ablation.plan import REAL, Plan, Run
 from evaluate.ablation.runs import Ablation
 from evaluate.ablation.tables import Scores
+from evaluate.motion.map_pictures import Compared, keep_compared
 from shared import cli
 from shared.cli import RequestError
 
@@ -116,11 +117,55 @@ def test_rows_are_paired_within_a_seed_and_a_video():
 
 
 def test_what_other_protocols_say_of_a_group():
-    values = {"linear top1 of group A": {"mcl": {0: 10.0}}, "retrieval r@1 of group A": {"mcl": {0: 20.0, 1: 30.0}},
+    values = {"linear top1 of group A": {"mcl": {0: 10.0}},
+              "retrieval r@1 of group A": {"untrained": {0: 5.0, 1: 25.0}, "mean-image": {0: 12.0},
+                                           "mcl": {0: 20.0, 1: 30.0}},
+              "saliency cam_own_minus_other of group A": {"untrained": {0: -4.0, 1: 0.0}, "mcl": {0: 31.0}},
               "retrieval r@1 of group AA": {"mcl": {0: 50.0}}}
-    table, = groups.other_scores(Scores(values, {}, (0, 1), {}), "A")
-    assert table.columns == ["row", "retrieval: R@1 of group A, %"] and table.rows == [["mcl", "25.0 ± 7.1"]]
+    chance = {"retrieval r@1 of group A": 8.3}
+    own, gaps = groups.other_scores(Scores(values, chance, (0, 1), {}), "A")
+    half = student.ppf(0.975, 1)                              # of two seeds: half their distance, times this
+    assert own.columns == ["row", "retrieval: R@1 of group A, %", "95 % over seeds",
+                           "saliency: Grad-CAM: own clip less others of group A", "95 % over seeds"]
+    assert own.rows == [
+        ["untrained", "15.0 ± 14.1", f"{15 - 10 * half:.1f} to {15 + 10 * half:.1f}", "-0.02 ± 0.03",
+         f"{-0.02 - 0.02 * half:.2f} to {-0.02 + 0.02 * half:.2f}"],
+        ["mean-image", "12.0 (1 of 2)", None, None, None],
+        ["mcl", "25.0 ± 7.1", f"{25 - 5 * half:.1f} to {25 + 5 * half:.1f}", "0.31 (1 of 2)", None],
+        ["chance", "8.3", None, None, None]]
+    assert gaps.rows == [
+        ["mcl less untrained", "+10.0 ± 7.1; 2 of 2", f"{10 - 5 * half:.1f} to {10 + 5 * half:.1f}", "+0.35; 1 of 1",
+         None],
+        ["mcl less mean-image", "+13.0 ± 7.1; 2 of 2", f"{13 - 5 * half:.1f} to {13 + 5 * half:.1f}", None, None]]
     assert groups.other_scores(Scores(dict([*values.items()][:1]), {}, (0, 1), {}), "A") == []
+
+
+def test_where_nets_look_stands_side_by_side(plan):
+    """Of the first seed, of rows that were asked of the same clips; a frame is in none."""
+    made = Ablation(plan("--leave-out", "group=g1", "--seeds", "2", "--protocols", "saliency", "--rows",
+                         "untrained,moco,mcl-v1,seco-ta-sa"))
+    rng = np.random.default_rng(0)
+    motion = rng.random((3, 6, 6))
+    for run in made.plan.runs[:4]:
+        made._keep(run, f"random:r2plus1d_tiny:{run.seed}")
+        folder = made.result(run, "saliency")
+        (folder / "runs/00").mkdir(parents=True)
+        seen = motion if run.row != "mcl-v1" else rng.random((3, 6, 6))
+        keep_compared(folder / "runs/00/saliency.npz", [
+            Compared(f"class {i}", None, [seen[i], rng.random((6, 6))]) for i in range(3)])
+        if run.row == "seco-ta-sa":                              # as before they were kept
+            (folder / "runs/00/saliency.npz").unlink()
+        document = {"protocol": "saliency", "metrics": {"cam_own_minus_other": 12.0}, "chance": {}, "spread": {},
+                    "settings": {**made.plan.used(run, "saliency"), "view": {}}, "checkpoint": made.checkpoint(run),
+                    "splits": made.plan.splits("saliency", run), "store": {"index": made.plan.generations[1]},
+                    "figures": [{"file": "runs/00/saliency.png"}, {"file": "store.png"}]}
+        (folder / "metrics.json").write_text(json.dumps(document))
+    scores, _ = report.collect(made)
+    recipes = {run.row: training.recipe for run, training in made.plan.trainings.items()}
+    shown, = finding.pictures(made, scores, recipes)
+    assert shown.path.name == "saliency-g1.png" and shown.path.read_bytes().startswith(b"\x89PNG")
+    assert "3 test videos of group g1" in shown.caption and "untrained: random weights; moco: contrast" in shown.caption
+    assert "mcl-v1" not in shown.caption and "seco" not in shown.caption and "Seed 0." in shown.caption
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ from evaluate.features.encoders import untrained
 from evaluate.features.extract import Features, View
 from evaluate.folds import Fold
 from evaluate.motion import probes
-from evaluate.motion.control_pictures import kept_probed
 from evaluate.motion.control_scores import Scene, class_answers, class_scores, motion_scores, object_scores
+from evaluate.motion.map_pictures import kept_compared
 from evaluate.motion.truth import Clips, Truth, clip_truth, read_truth
 from evaluate.protocol import Request, load_settings
 from preprocess.scenes import Dials
@@ -321,7 +321,7 @@ def test_the_command_prints_the_baselines_beside_the_result(motions, tmp_path, c
     assert "baselines beside it" in page and "What the nearest test video shares" in page
     for name in ("controls.png", "probe.png"):
         assert (tmp_path / "one/runs/00-train-test-seed0" / name).read_bytes().startswith(b"\x89PNG")
-    kept = kept_probed(tmp_path / "one/runs/00-train-test-seed0/probe.npz")
+    kept = kept_compared(tmp_path / "one/runs/00-train-test-seed0/probe.npz")
     assert len(kept) == 6 and len({row.class_name for row in kept}) > 1
     for row in kept:                                     # the truth, this checkpoint, random, supervised, mean image
         assert row.frame.dtype == np.uint8 and row.frame.shape == (42, 42, 3) and row.maps.shape == (5, 6, 6)
