@@ -23,16 +23,18 @@ BARE_WORDS = {UNTRAINED: "random weights", UNTRAINED_MACLR: "random weights of M
               FrameDifference.name: "hand-made motion: mean difference of neighbouring frames",
               MotionHistory.name: "hand-made motion: motion history images"}
 CLEAR = 10      # hundredths of a correlation
-# Pictures side by side: protocol, the metric under each row, the picture that is kept, its motion, and what it shows.
+# Pictures side by side: protocol; its maps in the order in which they are kept, name and metric of each; the picture
+# that keeps them, what their motion is called, and what it shows.
 SHOWN = (
-    ("controls", "dense", PROBE, "true motion",
+    ("controls", {"r": "dense"}, PROBE, "true motion",
      "Where it moves in {videos}, spread evenly over all, at the middle of the clip that moves most: a frame, the true "
      "motion, and what a linear probe reads off each row's features, each map over its own range. {rows}. r: mean "
      "correlation with the true motion over the clips of all test videos, a fixed prior taken out. Seed {seed}."),
-    ("saliency", "cam_own_minus_other", saliency.PICTURE, "S-motion",
-     "Where each net looks in {videos}, spread evenly over those that move: the clip's S-motion, and the net's "
-     "Grad-CAM, each over its own range; the frames are in each evaluation's own report. {rows}. r: mean correlation "
-     "with the own clip's S-motion less that with other clips', over all test videos. Seed {seed}."),
+    ("saliency", {"Grad-CAM": "cam_own_minus_other", "aligned": "aligned_own_minus_other"}, saliency.PICTURE,
+     "S-motion", "Where each net looks in {videos}, spread evenly over those that move: the clip's S-motion, Grad-CAM "
+     "and the aligned map, each over its own range (black: nowhere); the frames are in each evaluation's own report. "
+     "{rows}. Numbers: mean correlation with the own clip's S-motion less that with other clips', over all test "
+     "videos. Seed {seed}."),
 )
 
 
@@ -88,30 +90,31 @@ def pictures(ablation: Ablation, scores: Scores, recipes: Mapping[str, Pretraini
     single row."""
     made, seed = [], ablation.plan.seeds[0]
     for group in ablation.plan.groups:
-        for protocol, metric, stem, motion, says in SHOWN:
-            kept = _kept(ablation, scores, protocol, metric, stem, group)
+        for protocol, maps, stem, motion, says in SHOWN:
+            values = {name: scores.values.get(column(protocol, metric, group), {}) for name, metric in maps.items()}
+            asked = [row for row, of_seeds in next(iter(values.values())).items() if seed in of_seeds]
+            kept = _kept(ablation, protocol, asked, stem, group)
             if len(kept) < 2:
                 continue
             first = next(iter(kept.values()))
-            clips = [dataclasses.replace(same[0], maps=[same[0].maps[0], *(one.maps[1] for one in same)])
-                     for same in zip(*kept.values())]
+            clips = [dataclasses.replace(same[0], maps=[same[0].maps[0], *(
+                one.maps[place] for place in range(1, 1 + len(maps)) for one in same)]) for same in zip(*kept.values())]
+            says_of = [(row, f"{name} {own[row][seed] / 100:z.2f}") for name, own in values.items() for row in kept]
             path = ablation.out / f"{stem if group is None else f'{stem}-{folder_name(group)}'}.png"
-            values = scores.values[column(protocol, metric, group)]
-            figures.save(compared_figure(clips, motion, {row: values[row][seed] for row in kept}), path)
+            figures.save(compared_figure(clips, motion, says_of), path)
             videos = plural(len(first), "test video") + ("" if group is None else f" of group {group}")
             rows = "; ".join(f"{row}: {meaning(row, recipes[row])}" for row in kept)
             made.append(Figure(path, says.format(videos=videos, rows=rows, seed=seed), wide=False))
     return made
 
 
-def _kept(ablation: Ablation, scores: Scores, protocol: str, metric: str, stem: str,
+def _kept(ablation: Ablation, protocol: str, rows: Sequence[str], stem: str,
           group: str | None) -> dict[str, list[Compared]]:
     """The clips that each row has kept of its first seed, of rows that were asked of the same clips as the first."""
-    kept, seed = {}, ablation.plan.seeds[0]
-    for row, of_seeds in scores.values.get(column(protocol, metric, group), {}).items():
-        run = Run(row, seed, group)
-        document = ablation.found(run, protocol) if seed in of_seeds else None
-        for one in document["figures"] if document else ():
+    kept = {}
+    for row in rows:
+        run = Run(row, ablation.plan.seeds[0], group)
+        for one in ablation.found(run, protocol)["figures"]:
             path = (ablation.result(run, protocol) / one["file"]).with_suffix(".npz")
             if path.stem == stem and path.is_file():            # results of before they were kept have none
                 kept[row] = kept_compared(path)

@@ -173,8 +173,8 @@ def _figures(request: Request, index: Index, scene: Scene | None, scores: Mappin
     reader.close()
     path = request.out / f"{PROBE}.png"
     map_pictures.keep_compared(path.with_suffix(".npz"), rows)
-    figures.save(map_pictures.compared_figure(rows, "true motion", {
-        "this checkpoint" if name == own else name: mean[name]["dense"] for name in scores}), path)
+    figures.save(map_pictures.compared_figure(rows, "true motion", [
+        ("this checkpoint" if name == own else name, f"r {mean[name]['dense'] / 100:z.2f}") for name in scores]), path)
     yield Figure(path, "The dense probe on test videos, at the time of the middle frame: the frame, the true motion "
                        "there, and what each method's features say of it, each over its own range. r: mean correlation "
                        "with the true motion over all test clips, a fixed prior taken out.", wide=False)

@@ -3,7 +3,7 @@
 HxW pixels of a crop, h'xw' positions of a map.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,12 +103,11 @@ def kept_compared(path: Path) -> list[Compared]:
         return [Compared(*row) for row in zip(names, frames, kept["maps"])]
 
 
-def compared_figure(rows: Sequence[Compared], motion: str, methods: Mapping[str, float]) -> Figure:
-    """A line a clip: its frame, its motion, headed `motion`, what each method says of it. methods: name -> score,
-    hundredths of a correlation, which stands under the name."""
+def compared_figure(rows: Sequence[Compared], motion: str, methods: Sequence[tuple[str, str]]) -> Figure:
+    """A line a clip: its frame, its motion, headed `motion`, what each method says of it. methods: name and a few words
+    under it."""
     framed = rows[0].frame is not None
-    titles = ["frame"] * framed + [motion, *(f"{short(name, 18)}\nr {score / 100:z.2f}"
-                                             for name, score in methods.items())]
+    titles = ["frame"] * framed + [motion, *(f"{short(name, 18)}\n{words}" for name, words in methods)]
     side, gap = 1.3, 0.1
     figure = new_figure(1.1 + len(titles) * (side + gap), 0.5 + len(rows) * (side + gap))
     for i, row in enumerate(rows):

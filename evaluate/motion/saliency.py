@@ -23,7 +23,7 @@ from shared.store.index import Index
 from shared.store.reader import StoreReader
 
 PRIOR, AGAINST = "prior", "against"       # what stands beside the result
-PICTURE = "saliency"                      # a png, and an npz of the Grad-CAM in it, without the frames
+PICTURE = "saliency"                      # a png, and an npz of the maps in it, without the frames
 TRAINED = ("The aligned map is what the alignment loss trains. Its scores on clips that training never saw show that "
            "the alignment generalises, not that the features are better.")
 
@@ -153,7 +153,7 @@ def _figures(request: Request, view: View, found: ClipMaps, other: ClipMaps | No
     reader.close()
     path = request.out / f"{PICTURE}.png"
     map_pictures.keep_compared(path.with_suffix(".npz"), [
-        map_pictures.Compared(row.title, None, [row.motion, row.maps[0]]) for row in rows])
+        map_pictures.Compared(row.title, None, [row.motion, *row.maps[:2]]) for row in rows])
     figures.save(map_pictures.saliency_figure(rows, [title for title, _ in columns]), path)
     beside = f" Against: {request.against}." if other is not None else ""
     return [Figure(path, "First frame, S-motion (outlined: above its 90th percentile), Grad-CAM and aligned map, each "

@@ -152,11 +152,12 @@ def test_where_nets_look_stands_side_by_side(plan):
         (folder / "runs/00").mkdir(parents=True)
         seen = motion if run.row != "mcl-v1" else rng.random((3, 6, 6))
         keep_compared(folder / "runs/00/saliency.npz", [
-            Compared(f"class {i}", None, [seen[i], rng.random((6, 6))]) for i in range(3)])
+            Compared(f"class {i}", None, [seen[i], *rng.random((2, 6, 6))]) for i in range(3)])
         if run.row == "seco-ta-sa":                              # as before they were kept
             (folder / "runs/00/saliency.npz").unlink()
-        document = {"protocol": "saliency", "metrics": {"cam_own_minus_other": 12.0}, "chance": {}, "spread": {},
-                    "settings": {**made.plan.used(run, "saliency"), "view": {}}, "checkpoint": made.checkpoint(run),
+        document = {"protocol": "saliency", "chance": {}, "spread": {}, "checkpoint": made.checkpoint(run),
+                    "metrics": {"aligned_own_minus_other": 20.0, "cam_own_minus_other": 12.0},
+                    "settings": {**made.plan.used(run, "saliency"), "view": {}},
                     "splits": made.plan.splits("saliency", run), "store": {"index": made.plan.generations[1]},
                     "figures": [{"file": "runs/00/saliency.png"}, {"file": "store.png"}]}
         (folder / "metrics.json").write_text(json.dumps(document))

@@ -58,8 +58,8 @@ def test_numbers_beside_their_controls(evaluate, contrastive, moving, tmp_path, 
     assert "aligned_corr" in said and "prior" in said
     folder, = (tmp_path / "out" / "runs").iterdir()
     assert (folder / "saliency.png").stat().st_size > 10_000
-    kept = map_pictures.kept_compared(folder / "saliency.npz")           # S-motion and Grad-CAM
-    assert len(kept) == 3 and all(row.frame is None and row.maps.shape == (2, 6, 6) for row in kept)
+    kept = map_pictures.kept_compared(folder / "saliency.npz")           # S-motion and both maps
+    assert len(kept) == 3 and all(row.frame is None and row.maps.shape == (3, 6, 6) for row in kept)
     assert "against: random:r2plus1d_tiny" in (tmp_path / "out" / "report.html").read_text().lower()
 
 
