@@ -206,6 +206,8 @@ class Loader:
         self.close()
         running = self._running = self._start()
         try:
+            if self.device.type == "cuda" and not self.ring.pinned:
+                self.ring.pin()
             while True:
                 epoch, step = self.sampler.epoch, self.sampler.step
                 parts = [self._part(running) for _ in range(self.parts)]
@@ -247,8 +249,6 @@ class Loader:
                 signal.signal(signal.SIGCHLD, on_child)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if self.device.type == "cuda" and not self.ring.pinned:
-            self.ring.pin()
         return running
 
     def _part(self, running) -> Part:

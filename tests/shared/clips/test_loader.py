@@ -1,5 +1,6 @@
 """Order and batches against a single process; the ring; workers that fail, die, or lose their parent."""
 
+import multiprocessing
 import os
 import re
 import resource
@@ -327,6 +328,17 @@ def test_memory_of_a_worker_stays_flat_over_2000_samples(data):
             if len(marks) == 2:
                 break
     assert marks[1] < marks[0] + 4, marks
+
+
+def test_workers_end_where_memory_cannot_be_locked(data, monkeypatch):
+    def refused(self):
+        raise RuntimeError("no more memory may be locked")
+
+    monkeypatch.setattr(Ring, "pin", refused)
+    loader = Loader(data, Sampler(len(data), 6), 2, "cuda")
+    with pytest.raises(RuntimeError, match="locked") as raised:     # its traceback holds the workers' iterator
+        next(iter(loader))
+    assert raised and not multiprocessing.active_children()
 
 
 @pytest.mark.gpu
