@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shared.clips.data import ClipData
 from shared.clips.loader import PART, PREFETCH, Loader, Sampler
+from shared.recipes.preprocessing import load_pipeline
 from shared.recipes.training import load_training
 from shared.store.index import Index, publish
 from shared.store.record import write_json_atomic
@@ -55,8 +56,9 @@ def prepare(store: Path, paths: list[Path]) -> None:
     write(store, [load(path) for path in paths], paths)
     index = Index.load(store)
     publish(store, index.pack_rows(), [replace(row, splits=("train",)) for row in index.rows()])
-    write_json_atomic(store / "store.json", {"format": 1, "dataset": "folder", "recipe_hash": "",
-                                             "recipe": {"clips": {"geometries": [str(CLIP)], "step": 4}}})
+    recipe = load_pipeline("folder", settings=[f"clips.geometries=[{CLIP}]"]).recipe.to_dict()
+    write_json_atomic(store / "store.json", {"format": 1, "dataset": "folder", "recipe_hash": "", "classes": [],
+                                             "recipe": recipe})
 
 
 def clip_data(store: Path, name: str) -> ClipData:
