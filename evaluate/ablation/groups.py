@@ -23,13 +23,13 @@ BASES = "moco-ta-sa", "seco-ta-sa", "moco"     # contrast alone, from the neares
 
 @dataclass(frozen=True)
 class Asked:
-    """One group.
+    """One group, or all of them together (group None).
 
     right: row -> seed -> {video: whether its class was said}; shared: what every row has seen of it, in the title's
     words; chance: percent.
     """
 
-    group: str
+    group: str | None
     right: Mapping[str, Mapping[int, Mapping[str, bool]]]
     chance: float
     shared: str = ""
@@ -37,6 +37,21 @@ class Asked:
     @property
     def rows(self) -> list[str]:
         return [row for row, seeds in self.right.items() if seeds]
+
+    @property
+    def title(self) -> str:
+        return "All groups" if self.group is None else f"Group {self.group}"
+
+
+def together(asked: Sequence[Asked]) -> Asked:
+    """Every video once, asked by nets that have not seen its group: of the rows and seeds that all groups have."""
+    right, videos = {}, [len(next(iter(next(iter(one.right.values())).values()))) for one in asked]
+    for row in asked[0].rows:
+        seeds = [seed for seed in asked[0].right[row] if all(seed in one.right.get(row, {}) for one in asked)]
+        right[row] = {seed: {video: said for one in asked for video, said in one.right[row][seed].items()}
+                      for seed in seeds}
+    chance = float(np.average([one.chance for one in asked], weights=videos))
+    return Asked(None, right, chance, f"each in turn, {len(asked)} groups, {sum(videos):,} videos; ")
 
 
 def matrix(seeds: Mapping[int, Mapping[str, bool]], chosen: Sequence[int] | None = None) -> np.ndarray:
@@ -62,8 +77,10 @@ def over_videos(values: np.ndarray) -> tuple[float, float]:
 
 
 def tables(asked: Sequence[Asked]) -> list[Table]:
-    """Of every group the rows' accuracies and their paired differences."""
-    return [table for one in asked if one.rows for table in (_accuracies(one), _differences(one)) if table.rows]
+    """The rows' accuracies and their paired differences, of all groups together and of each."""
+    asked = [one for one in asked if one.rows]
+    whole = [together(asked)] if len(asked) > 1 else []
+    return [table for one in [*whole, *asked] for table in (_accuracies(one), _differences(one)) if table.rows]
 
 
 def other_scores(scores: Scores, group: str) -> list[Table]:
@@ -103,7 +120,7 @@ def _accuracies(asked: Asked) -> Table:
         mean, spread = mean_spread(seeds)
         rows.append([row, f"{mean:.1f}{f' ± {spread:.1f}' if spread is not None else ''}", span(over_seeds(seeds)),
                      span(over_videos(values.mean(0))), " / ".join(f"{value:.1f}" for value in seeds)])
-    return Table(f"Group {asked.group} left out: {asked.shared}chance {asked.chance:.1f} %",
+    return Table(f"{asked.title} left out: {asked.shared}chance {asked.chance:.1f} %",
                  ["row", "top-1 accuracy, %", "95 % over seeds", "95 % over videos", "each seed"], rows)
 
 
@@ -122,7 +139,7 @@ def _differences(asked: Asked) -> Table:
         rows.append([f"{one} less {other}", f"{mean:+.1f}{f' ± {spread:.1f}' if spread is not None else ''}",
                      f"{(means > 0).sum()} of {len(means)}", span(over_seeds(means)),
                      span(over_videos(gaps.mean(0)))])
-    return Table(f"Group {asked.group}: differences within a seed and a video, points",
+    return Table(f"{asked.title}: differences within a seed and a video, points",
                  ["rows", "top-1", "seeds above 0", "95 % over seeds", "95 % over videos"], rows)
 
 

@@ -116,6 +116,21 @@ def test_rows_are_paired_within_a_seed_and_a_video():
     assert 0 <= low < 50 < high <= 100                 # of 0, 50, 100 and 50 points
 
 
+def test_all_groups_together_ask_every_video_once():
+    """Of two groups of unequal size; the second has one seed less of one row and lacks another."""
+    def said(group, *seeds):
+        return {seed: {f"{group}{i}": bit == "1" for i, bit in enumerate(bits)} for seed, bits in enumerate(seeds)}
+
+    one = groups.Asked("A", {"untrained": said("a", "000000", "000000"), "mcl-v1": said("a", "111000", "111111"),
+                             "moco": said("a", "111111")}, 10.0)
+    other = groups.Asked("B", {"untrained": said("b", "01", "10"), "mcl-v1": said("b", "11")}, 50.0)
+    accuracies, gaps, *each = groups.tables([one, other])
+    assert accuracies.title == "All groups left out: each in turn, 2 groups, 8 videos; chance 20.0 %"
+    assert [[row[0], row[4]] for row in accuracies.rows] == [["untrained", "12.5 / 12.5"], ["mcl-v1", "62.5"]]
+    assert gaps.title.startswith("All groups: ") and gaps.rows[0][:3] == ["mcl-v1 less untrained", "+50.0", "1 of 1"]
+    assert [table.title.partition(" left")[0] for table in each[::2]] == ["Group A", "Group B"]
+
+
 def test_what_other_protocols_say_of_a_group():
     values = {"linear top1 of group A": {"mcl": {0: 10.0}},
               "retrieval r@1 of group A": {"untrained": {0: 5.0, 1: 25.0}, "mean-image": {0: 12.0},
