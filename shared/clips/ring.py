@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from shared.cli import Stopped, size
+
 ALIGN = 64  # bytes
 
 
@@ -27,8 +29,14 @@ class Ring:
         return self.memory[first:first + self.capacity]
 
     def pin(self) -> None:
-        """Lock all pages, so that copies to a CUDA device run beside the computation."""
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.memory.data_ptr(), self.memory.numel(), 0))
+        """Lock all pages, so that copies to a CUDA device run beside the computation. Raises Stopped where they cannot
+        be locked."""
+        count = self.memory.numel()
+        try:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.memory.data_ptr(), count, 0))
+        except RuntimeError as error:
+            raise Stopped(f"{size(count)} of the loader's memory could not be locked for the GPU ({error}); "
+                          "give fewer run.workers or a smaller batch, or raise the limit of locked memory") from error
         self.pinned = True
 
     def close(self) -> None:

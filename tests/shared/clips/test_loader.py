@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -331,12 +332,13 @@ def test_memory_of_a_worker_stays_flat_over_2000_samples(data):
 
 
 def test_workers_end_where_memory_cannot_be_locked(data, monkeypatch):
-    def refused(self):
-        raise RuntimeError("no more memory may be locked")
+    def refused(code):
+        raise RuntimeError(f"out of memory ({code})")
 
-    monkeypatch.setattr(Ring, "pin", refused)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: 2))
+    monkeypatch.setattr(torch.cuda, "check_error", refused)
     loader = Loader(data, Sampler(len(data), 6), 2, "cuda")
-    with pytest.raises(RuntimeError, match="locked") as raised:     # its traceback holds the workers' iterator
+    with pytest.raises(Stopped, match=r"could not be locked .*\(out of memory \(2\)\)") as raised:  # holds the iterator
         next(iter(loader))
     assert raised and not multiprocessing.active_children()
 
