@@ -174,7 +174,7 @@ def main() -> None:
     try:
         videos, *size = {"kills": (24, 60, 96, 128), "speed": (96, 96, 240, 320)}[args.what]
         for seed in (0, 1):
-            make_videos(temporary / "videos" / f"half{seed}", videos=(args.videos or videos) // 2, seed=seed,
+            make_videos(temporary / "videos" / f"half{seed}", videos=-(-(args.videos or videos) // 2), seed=seed,
                         backgrounds=4, textures=4, frames=args.frames or size[0], height=size[1], width=size[2])
         {"kills": kills, "speed": speed}[args.what](temporary / "videos", temporary, args)
     finally:

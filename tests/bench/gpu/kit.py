@@ -1,7 +1,8 @@
 """What a bare GPU machine without network needs beside this repository: `make gpu-kit` fills gpu-kit/.
 
-wheels/ (what docs/gpu.md names), clips/ (a few real videos as <set>/<video>), flow.npz (grey frames of theirs, and
-the CPU backend's flow). At most 55 MiB, so that all fits into 60 with the repository.
+wheels/ (what docs/gpu.md names), clips/ (a few real videos, a folder a set; where none are at hand generated ones, a
+folder a class), flow.npz (grey frames of theirs, and the CPU backend's flow). At most 55 MiB, so that all fits into 60
+with the repository.
 """
 
 import argparse
