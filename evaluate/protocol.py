@@ -25,7 +25,7 @@ class Protocol:
     """module: with `run`; sections: of the settings that it reads, `run` beside; takes: flags of evaluate.run beyond
     those that all take, annotations must be given; optional: that may be given; grouped: whether --leave-out group
     applies; tests: what its test split is usually called; learns: whether it has training videos, else it asks all
-    videos where no test split is named."""
+    videos where no test split is named; networks: whether it asks networks alone, and no baseline made by hand."""
 
     module: str
     sections: tuple[str, ...]
@@ -34,6 +34,7 @@ class Protocol:
     grouped: bool = False
     tests: tuple[str, ...] = ("test", "test1", "val")
     learns: bool = True
+    networks: bool = False
 
     @property
     def may(self) -> tuple[str, ...]:
@@ -50,9 +51,10 @@ PROTOCOLS = {
                       tests=("val",)),
     "detection": Protocol("evaluate.persons.detection", ("detection", "softmax", "finetune"), ("annotations",),
                           tests=("val",)),
-    "finetune": Protocol("evaluate.finetuned.finetune", ("features", "finetune"), ("samples",)),
-    "saliency": Protocol("evaluate.motion.saliency", ("saliency",), ("against",), grouped=True),
-    "controls": Protocol("evaluate.motion.controls", ("features", "linear", "softmax", "controls")),
+    "finetune": Protocol("evaluate.finetuned.finetune", ("features", "finetune"), ("samples",), networks=True),
+    "saliency": Protocol("evaluate.motion.saliency", ("saliency",), ("against",), grouped=True,
+                         networks=True),
+    "controls": Protocol("evaluate.motion.controls", ("features", "linear", "softmax", "controls"), networks=True),
     "background": Protocol("evaluate.motion.background", ("features", "linear", "softmax", "retrieval"), grouped=True),
     "lookalikes": Protocol("evaluate.motion.lookalikes", ("features", "lookalikes"), optional=("annotations",),
                            learns=False),

@@ -6,7 +6,7 @@ import numpy as np
 
 from evaluate import metrics
 from evaluate.protocol import Result
-from evaluate.report.words import measure, span
+from evaluate.report.words import PERCENT, measure
 from shared.cli import RequestError, plural
 from shared.recipes.preprocessing import read_description
 from shared.store.index import Index
@@ -54,7 +54,7 @@ def add_twins(summary: dict, store: dict, pairs: Sequence[tuple[Result, Result]]
         said = {key: None if value is None else (100 * np.asarray(value)).tolist() for key, value in values.items()}
         scores[name] = said
         rows.append([kind.words, *(said[key] for key in ("videos", "twins", "chance", "lost")),
-                     span(said["lost_interval"]), said["kept"], span(said["kept_interval"])])
+                     PERCENT.span(said["lost_interval"]), said["kept"], PERCENT.span(said["kept_interval"])])
         if found.kept is None:
             summary["notes"].append(f"{kind.words}: on the videos themselves it is not above chance beyond its "
                                     "interval, so that no share of it can be said to be kept by the twins.")
@@ -75,7 +75,8 @@ def kept_line(summary: dict) -> str:
     """What the twins keep, in one line for the terminal."""
     return "kept by twins of what is above chance: " + ", ".join(
         f"{name} " + ("cannot be said" if one["kept"] is None else f"{one['kept']:.1f} % "
-                      f"(95 % {span(one['kept_interval'])})") for name, one in summary["twins"]["scores"].items())
+                      f"(95 % {PERCENT.span(one['kept_interval'])})")
+        for name, one in summary["twins"]["scores"].items())
 
 
 def paired_cells(name: str, pairs: Sequence[tuple[Result, Result]]) -> np.ndarray:

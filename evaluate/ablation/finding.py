@@ -32,9 +32,9 @@ SHOWN = (
      "correlation with the true motion over the clips of all test videos, a fixed prior taken out. Seed {seed}."),
     ("saliency", {"Grad-CAM": "cam_own_minus_other", "aligned": "aligned_own_minus_other"}, saliency.PICTURE,
      "S-motion", "Where each net looks in {videos}, spread evenly over those that move: the clip's S-motion, Grad-CAM "
-     "and the aligned map, each over its own range (black: nowhere); the frames are in each evaluation's own report. "
-     "{rows}. Numbers: mean correlation with the own clip's S-motion less that with other clips', over all test "
-     "videos. Seed {seed}."),
+     "and the aligned map, each over its own range (black all over: zero everywhere); the frames are in each "
+     "evaluation's own report. {rows}. Numbers: mean correlation with the own clip's S-motion less that with other "
+     "clips', over all test videos. Seed {seed}."),
 )
 
 
@@ -104,7 +104,9 @@ def pictures(ablation: Ablation, scores: Scores, recipes: Mapping[str, Pretraini
             figures.save(compared_figure(clips, motion, says_of), path)
             videos = plural(len(first), "test video") + ("" if group is None else f" of group {group}")
             rows = "; ".join(f"{row}: {meaning(row, recipes[row])}" for row in kept)
-            made.append(Figure(path, says.format(videos=videos, rows=rows, seed=seed), wide=False))
+            others = [row for row in asked if row not in kept]
+            beside = f" Not shown, since asked of other clips: {', '.join(others)}." if others else ""
+            made.append(Figure(path, says.format(videos=videos, rows=rows, seed=seed) + beside, wide=False))
     return made
 
 

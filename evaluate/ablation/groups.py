@@ -4,32 +4,32 @@ A row is a method, N seeds of it. Intervals are of 95 %: over the seeds by Stude
 them with replacement, the seeds averaged; rows are paired, within a seed and within a video.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student
 
 from evaluate.ablation.plan import BARE, HANDMADE, MACLR, SUPERVISED, UNTRAINED, UNTRAINED_MACLR
-from evaluate.ablation.tables import OF_GROUP, Scores
-from evaluate.metrics import mean_spread
+from evaluate.ablation.tables import OF_GROUP, Scores, within_seeds
 from evaluate.protocol import Table
-from evaluate.report.words import span
+from evaluate.report.words import PERCENT
 
 PROTOCOL, METRIC = "linear", "top1"      # what the tables are made of
 DRAWS = 5_000      # resamplings of the videos
+HEAD = "95 % over seeds"
 BASES = "moco-ta-sa", "seco-ta-sa", "moco"     # contrast alone, from the nearest to the rows with alignment
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One group, or all of them together (group None).
+    """One group, or several together.
 
-    right: row -> seed -> {video: whether its class was said}; shared: what every row has seen of it, in the title's
-    words; chance: percent.
+    title: what was asked; right: row -> seed -> {video: whether its class was said}; shared: what every row has seen of
+    it, in the title's words; chance: percent.
     """
 
-    group: str | None
+    title: str
     right: Mapping[str, Mapping[int, Mapping[str, bool]]]
     chance: float
     shared: str = ""
@@ -39,19 +39,19 @@ class Asked:
         return [row for row, seeds in self.right.items() if seeds]
 
     @property
-    def title(self) -> str:
-        return "All groups" if self.group is None else f"Group {self.group}"
+    def videos(self) -> int:
+        return len(next(iter(self.right[self.rows[0]].values())))
 
 
 def together(asked: Sequence[Asked]) -> Asked:
     """Every video once, asked by nets that have not seen its group: of the rows and seeds that all groups have."""
-    right, videos = {}, [len(next(iter(next(iter(one.right.values())).values()))) for one in asked]
+    right, videos = {}, [one.videos for one in asked]
     for row in asked[0].rows:
         seeds = [seed for seed in asked[0].right[row] if all(seed in one.right.get(row, {}) for one in asked)]
         right[row] = {seed: {video: said for one in asked for video, said in one.right[row][seed].items()}
                       for seed in seeds}
     chance = float(np.average([one.chance for one in asked], weights=videos))
-    return Asked(None, right, chance, f"each in turn, {len(asked)} groups, {sum(videos):,} videos; ")
+    return Asked(f"{len(asked)} groups", right, chance, f"each in turn, {sum(videos):,} videos; ")
 
 
 def matrix(seeds: Mapping[int, Mapping[str, bool]], chosen: Sequence[int] | None = None) -> np.ndarray:
@@ -77,7 +77,7 @@ def over_videos(values: np.ndarray) -> tuple[float, float]:
 
 
 def tables(asked: Sequence[Asked]) -> list[Table]:
-    """The rows' accuracies and their paired differences, of all groups together and of each."""
+    """The rows' accuracies and their paired differences, of the groups together and of each."""
     asked = [one for one in asked if one.rows]
     whole = [together(asked)] if len(asked) > 1 else []
     return [table for one in [*whole, *asked] for table in (_accuracies(one), _differences(one)) if table.rows]
@@ -91,25 +91,27 @@ def other_scores(scores: Scores, group: str) -> list[Table]:
     if not columns:
         return []
     rows = list(dict.fromkeys(row for one in columns for row in scores.values[one]))
-    made = Table(f"Group {group}: other scores", _heads("row", [scores.head(one) for one in columns]), [
-        [row, *(cell for one in columns for cell in (scores.cell(one, row), _interval(
-            scores, one, list(scores.values[one].get(row, {}).values()))))] for row in rows])
-    made.rows.append(["chance", *(cell for one in columns for cell in (
-        scores.measure(one).number(scores.chance[one]) if one in scores.chance else None, None))])
-    gaps = [[f"{one} less {other}", *(cell for name in columns for cell in (
-        scores.gap(name, one, other), _interval(scores, name, scores.gaps(name, one, other))))]
-        for one, other in pairs(rows)]
-    gaps = Table(f"Group {group}: other scores, differences within a seed, and how many seeds are above 0",
-                 _heads("rows", [scores.head(one, "points") for one in columns]), [row for row in gaps if any(row[1:])])
-    return [made, gaps] if gaps.rows else [made]
+    made = [_by_two(row, columns, lambda one: scores.cell(one, row), lambda one: _interval(
+        scores, one, list(scores.values[one].get(row, {}).values()))) for row in rows]
+    if any(one in scores.chance for one in columns):
+        made.append(_by_two("chance", columns, lambda one: scores.measure(one).number(scores.chance[one])
+                            if one in scores.chance else None, lambda one: None))
+    gaps = [_by_two(f"{one} less {other}", columns, lambda name: scores.gap(name, one, other), lambda name: _interval(
+        scores, name, scores.gaps(name, one, other))) for one, other in pairs(rows)]
+    found = [Table(f"Group {group}: other scores", _by_two("row", columns, scores.head, lambda one: HEAD), made),
+             Table(f"Group {group}: other scores, differences within a seed, and how many seeds are above 0",
+                   _by_two("rows", columns, lambda one: scores.head(one, "points"), lambda one: HEAD),
+                   [row for row in gaps if any(row[1:])])]
+    return [table for table in found if table.rows]
 
 
-def _heads(first: str, columns: Sequence[str]) -> list[str]:
-    return [first, *(head for one in columns for head in (one, "95 % over seeds"))]
+def _by_two(first: str, columns: Sequence[str], value: Callable, interval: Callable) -> list[str | None]:
+    """A line of a table: of each column a value and its interval."""
+    return [first, *(cell for one in columns for cell in (value(one), interval(one)))]
 
 
 def _interval(scores: Scores, column: str, values: Sequence[float]) -> str | None:
-    return span(over_seeds(np.array(values)), scores.measure(column).share)
+    return scores.measure(column).span(over_seeds(np.array(values)))
 
 
 def _accuracies(asked: Asked) -> Table:
@@ -117,30 +119,25 @@ def _accuracies(asked: Asked) -> Table:
     for row in asked.rows:
         values = 100 * matrix(asked.right[row])
         seeds = values.mean(1)
-        mean, spread = mean_spread(seeds)
-        rows.append([row, f"{mean:.1f}{f' ± {spread:.1f}' if spread is not None else ''}", span(over_seeds(seeds)),
-                     span(over_videos(values.mean(0))), " / ".join(f"{value:.1f}" for value in seeds)])
+        rows.append([row, PERCENT.mean(seeds), PERCENT.span(over_seeds(seeds)),
+                     PERCENT.span(over_videos(values.mean(0))), " / ".join(map(PERCENT.number, seeds))])
     return Table(f"{asked.title} left out: {asked.shared}chance {asked.chance:.1f} %",
-                 ["row", "top-1 accuracy, %", "95 % over seeds", "95 % over videos", "each seed"], rows)
+                 ["row", "top-1 accuracy, %", HEAD, "95 % over videos", "each seed"], rows)
 
 
 def _differences(asked: Asked) -> Table:
     rows = []
     for one, other in pairs(asked.rows):
-        ours, theirs = asked.right[one], asked.right[other]
+        ours, theirs = asked.right[one], within_seeds(asked.right[one], asked.right[other], other)
         seeds = [seed for seed in ours if seed in theirs]
-        if other in HANDMADE:                        # which no seed changes
-            seeds, theirs = list(ours), dict.fromkeys(ours, next(iter(theirs.values())))
         if not seeds:
             continue
         gaps = 100 * (matrix(ours, seeds) - matrix(theirs, seeds))
         means = gaps.mean(1)
-        mean, spread = mean_spread(means)
-        rows.append([f"{one} less {other}", f"{mean:+.1f}{f' ± {spread:.1f}' if spread is not None else ''}",
-                     f"{(means > 0).sum()} of {len(means)}", span(over_seeds(means)),
-                     span(over_videos(gaps.mean(0)))])
+        rows.append([f"{one} less {other}", PERCENT.mean(means, "+"), f"{(means > 0).sum()} of {len(means)}",
+                     PERCENT.span(over_seeds(means)), PERCENT.span(over_videos(gaps.mean(0)))])
     return Table(f"{asked.title}: differences within a seed and a video, points",
-                 ["rows", "top-1", "seeds above 0", "95 % over seeds", "95 % over videos"], rows)
+                 ["rows", "top-1", "seeds above 0", HEAD, "95 % over videos"], rows)
 
 
 def pairs(rows: Sequence[str]) -> list[tuple[str, str]]:

@@ -129,6 +129,9 @@ class Plan:
                         for group in self.groups}
         for protocol in args.protocols:
             self.used(self.runs[0], protocol)
+        if not any(map(self.protocols, self.runs)):
+            raise RequestError(f"--rows {','.join(args.rows)}: {', '.join(args.protocols)} asks networks, and these "
+                               "are made by hand; add rows, or linear to --protocols")
 
     def _training(self, row: str) -> Training:
         """Of a net that no pre-training has made: seco's, or the visual pathway's, whose first weights it has."""
@@ -196,6 +199,10 @@ class Plan:
         """The splits that the run is evaluated on, as evaluate.run writes them."""
         return self._splits[protocol, run.group]
 
+    def protocols(self, run: Run) -> list[str]:
+        """Those that can ask the row: a baseline made by hand has no positions and nothing to train."""
+        return [one for one in self.args.protocols if run.row not in HANDMADE or not find_protocol(one).networks]
+
     def evaluation(self, run: Run, protocol: str) -> list[str]:
         """Settings of the protocol; the view is the training's, which an untrained net cannot name; a hand-made
         baseline of --family real has its own."""
@@ -217,7 +224,7 @@ class Plan:
     def cost(self, run: Run) -> float:
         """About how much work a run is, in forwards of a clip; a backward counts two."""
         training, (trained, tested) = self.trainings[run], self.videos
-        used = [self.used(run, protocol) for protocol in self.args.protocols]
+        used = [self.used(run, protocol) for protocol in self.protocols(run)]
         evaluation = tested * sum(values.get("clips", 0) for sections in used for values in sections.values())
         optimise = training.recipe.optimise
         queries = optimise.steps * optimise.batch or optimise.epochs * trained

@@ -30,7 +30,7 @@ def collect(ablation: Ablation) -> tuple[Scores, list[dict]]:
     values, chance, rows = {}, {}, []
     for run in ablation.plan.runs:
         record = ablation.checkpoint(run)
-        found = {protocol: ablation.found(run, protocol) for protocol in ablation.args.protocols}
+        found = {protocol: ablation.found(run, protocol) for protocol in ablation.plan.protocols(run)}
         there = {protocol: document for protocol, document in found.items() if document}
         status = ablation.troubles.get(run) or ("done" if record and len(there) == len(found) else "not finished")
         rows.append({"row": run.row, "seed": run.seed, **({} if run.group is None else {"group": run.group}),
@@ -65,7 +65,7 @@ def asked(ablation: Ablation) -> list[groups.Asked]:
                 counts, chance = document["counts"], document["chance"][groups.METRIC]
         if right:
             shared = f"{cli.plural(counts['test_videos'], 'video')}, learnt from {counts['train_videos']:,} others; "
-            made.append(groups.Asked(group, right, chance, shared))
+            made.append(groups.Asked(f"Group {group}", right, chance, shared))
     return made
 
 

@@ -107,7 +107,7 @@ class Ablation:
         return document if same else None
 
     def finished(self, run: Run) -> bool:
-        return self.checkpoint(run) is not None and all(self.found(run, one) for one in self.args.protocols)
+        return self.checkpoint(run) is not None and all(self.found(run, one) for one in self.plan.protocols(run))
 
     def slot(self, number: int) -> Slot:
         """Job `number`'s processes, devices, threads and loader workers."""
@@ -143,7 +143,7 @@ class Ablation:
                         self._keep(run, next(self.folder(run).glob(f"{LABELLED}/runs/*/{FINETUNED}")))
                 elif self._went_well(run, (yield self._train(run, slot))):
                     self._keep(run, self.folder(run) / "last.pt")
-            missing = [protocol for protocol in self.args.protocols if self.found(run, protocol) is None]
+            missing = [protocol for protocol in self.plan.protocols(run) if self.found(run, protocol) is None]
             if missing and run not in self.troubles:
                 self._went_well(run, (yield self._evaluate(run, slot, missing)))
             self.ended.add(run)

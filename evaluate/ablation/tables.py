@@ -6,12 +6,12 @@ A score is as in metrics.json; a column is one metric of one protocol, such as `
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from evaluate.ablation.plan import ALWAYS, BARE, BESIDE, HANDMADE, MACLR, TABLE_1, TABLE_2, UNTRAINED
-from evaluate.metrics import mean_spread
 from evaluate.protocol import Table
 from evaluate.report.pictures import COLOURS
 from evaluate.report.words import Measure, label, measure
@@ -84,15 +84,13 @@ class Scores:
         values = list(self.values[column].get(row, {}).values())
         if not values:
             return None
-        (mean, spread), number = mean_spread(values), self.measure(column).number
-        few = f" ({len(values)} of {len(self.seeds)})" if len(values) < len(self.seeds) else ""
-        return f"{number(mean)}{f' ± {number(spread)}' if spread is not None else ''}{few}"
+        whole = row in HANDMADE or len(values) == len(self.seeds)           # a hand-made one is asked once
+        return self.measure(column).mean(values) + ("" if whole else f" ({len(values)} of {len(self.seeds)})")
 
     def gaps(self, column: str, one: str, other: str) -> list[float]:
         """One row less another, within each seed that both have."""
         ours, theirs = (self.values[column].get(row, {}) for row in (one, other))
-        if other in HANDMADE and theirs:                                    # which no seed changes
-            theirs = dict.fromkeys(ours, next(iter(theirs.values())))
+        theirs = within_seeds(ours, theirs, other)
         return [ours[seed] - theirs[seed] for seed in self.seeds if seed in ours and seed in theirs]
 
     def gap(self, column: str, one: str, other: str) -> str | None:
@@ -100,9 +98,13 @@ class Scores:
         gaps = self.gaps(column, one, other)
         if not gaps:
             return None
-        (mean, spread), number = mean_spread(gaps), self.measure(column).number
-        return f"{number(mean, '+')}{f' ± {number(spread)}' if spread is not None else ''}; " \
-               f"{sum(gap > 0 for gap in gaps)} of {len(gaps)}"
+        return f"{self.measure(column).mean(gaps, '+')}; {sum(gap > 0 for gap in gaps)} of {len(gaps)}"
+
+
+def within_seeds(ours: Mapping[int, Any], theirs: Mapping[int, Any], other: str) -> Mapping[int, Any]:
+    """By seed, what row `other` (theirs) is to be compared with in ours: a hand-made one, which no seed changes, in
+    every one."""
+    return dict.fromkeys(ours, next(iter(theirs.values()))) if other in HANDMADE and theirs else theirs
 
 
 def column(protocol: str, metric: str, group: str | None = None) -> str:

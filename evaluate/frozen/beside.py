@@ -7,7 +7,7 @@ from collections.abc import Callable
 from evaluate.features.moments import MOMENTS, pooled
 from evaluate.protocol import Request, Result, Table
 from evaluate.report.results import interval
-from evaluate.report.words import measure, span
+from evaluate.report.words import PERCENT, measure
 
 
 def with_moments(run: Callable[[Request], Result | None], request: Request, result: Result | None) -> Result | None:
@@ -29,4 +29,4 @@ def with_moments(run: Callable[[Request], Result | None], request: Request, resu
 def _said(result: Result, name: str, kind) -> tuple[str, str | None]:
     """A value and its 95 % interval over the test samples, in words."""
     value, trials = result.metrics[name], result.trials.get(name)
-    return kind.say(value), span(None if trials is None else interval([value], trials))
+    return kind.say(value), PERCENT.span(None if trials is None else interval([value], trials))

@@ -19,7 +19,7 @@ from evaluate.motion.control_pictures import scores_figure
 from evaluate.motion.maps import clip_numbers
 from evaluate.protocol import Figure, Request, Result, Table
 from evaluate.recognition import check_classes
-from evaluate.report.words import span
+from evaluate.report.words import PERCENT
 from shared.cli import RequestError, plural
 from shared.pictures import figures
 from shared.pictures.figures import bare, new_figure, place, words
@@ -83,7 +83,7 @@ def lost_table(words: str, right: np.ndarray, chance: float) -> Table:
     for variant, row in zip(VARIANTS, right[1:], strict=True):
         lost = [100 * end for end in metrics.paired_interval(right[0], row)]
         rows.append((*TAKEN[variant], 100 * float(row.mean()), 100 * float(right[0].mean() - row.mean()),
-                     span(lost), chance))
+                     PERCENT.span(lost), chance))
     return Table(f"What is lost when ... is taken away: {words}",
                  ("taken away", "how", f"{words}, %", "lost, points", "95 %", "chance, %"), rows)
 

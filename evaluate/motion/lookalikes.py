@@ -14,7 +14,7 @@ from evaluate.motion.control_pictures import scores_figure
 from evaluate.motion.looks import NAME, Looks, Summary, Trial, ask, read_looks, trials
 from evaluate.protocol import Figure, Request, Result, Table
 from evaluate.report.pictures import Tile, neighbours_figure
-from evaluate.report.words import span
+from evaluate.report.words import PERCENT
 from shared.cli import RequestError, plural
 from shared.pictures import figures
 from shared.store.index import Index
@@ -73,7 +73,7 @@ def _table(summary: Summary) -> Table:
     return Table("By what tells the positive's look from the query's", ("what changes", "queries", "success, %", "95 %",
                                                                         "chance, %"),
                  [(summary.factors[name] or "all together", summary.queries[name], value,
-                   span(spans[name]), summary.chance[name])
+                   PERCENT.span(spans[name]), summary.chance[name])
                   for name, value in summary.values.items()])
 
 

@@ -17,6 +17,7 @@ from shared.pictures.fonts import short
 
 SIDE, GAP, LINE = 1.55, 0.1, 0.3         # inches: of a tile, between tiles, of the words above a row
 HOT = "#5ce1ff"
+ACROSS = 10                              # tiles side by side that a page can hold
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,7 @@ def _map(axes: Axes, values: np.ndarray, row: Row) -> None:
 
 
 def _tile(figure: Figure, i: int, j: int) -> Axes:
-    across, down = figure.get_size_inches()
-    left, top = GAP + j * (SIDE + GAP), LINE + i * (SIDE + LINE) + LINE
-    return figure.add_axes((left / across, 1 - (top + SIDE) / down, SIDE / across, SIDE / down))
+    return place(figure, GAP + j * (SIDE + GAP), LINE + i * (SIDE + LINE) + LINE, SIDE, SIDE)
 
 
 def _words(figure: Figure, j: int, i: int, text: str, **style) -> None:
@@ -104,19 +103,23 @@ def kept_compared(path: Path) -> list[Compared]:
 
 
 def compared_figure(rows: Sequence[Compared], motion: str, methods: Sequence[tuple[str, str]]) -> Figure:
-    """A line a clip: its frame, its motion, headed `motion`, what each method says of it. methods: name and a few words
-    under it."""
+    """Of every clip its frame, its motion, headed `motion`, what each method says of it. methods: name and a few words
+    under it. A line a clip; a line a method where they are too many to stand side by side on a page."""
     framed = rows[0].frame is not None
     titles = ["frame"] * framed + [motion, *(f"{short(name, 18)}\n{words}" for name, words in methods)]
-    side, gap = 1.3, 0.1
-    figure = new_figure(1.1 + len(titles) * (side + gap), 0.5 + len(rows) * (side + gap))
-    for i, row in enumerate(rows):
-        for j, (title, shown) in enumerate(zip(titles, [row.frame] * framed + list(row.maps))):
-            axes = bare(place(figure, 1.0 + j * (side + gap), 0.45 + i * (side + gap), side, side))
+    tiles = [[row.frame] * framed + list(row.maps) for row in rows]
+    above, beside = titles, [short(row.class_name, 14) for row in rows]
+    if len(titles) > ACROSS:
+        above, beside, tiles = beside, above, list(zip(*tiles))
+    side, gap, left = 1.3, 0.1, 1.0 if above is titles else 1.6
+    figure = new_figure(left + gap + len(above) * (side + gap), 0.5 + len(beside) * (side + gap))
+    for i, line in enumerate(tiles):
+        for j, shown in enumerate(line):
+            axes = bare(place(figure, left + j * (side + gap), 0.45 + i * (side + gap), side, side))
             axes.imshow(shown, cmap="magma", interpolation="nearest" if shown.ndim == 2 else None)
             if not i:
-                axes.set_title(title, fontsize=10, pad=4, parse_math=False)
+                axes.set_title(above[j], fontsize=10, pad=4, parse_math=False)
             if not j:
-                axes.text(-0.06, 0.5, short(row.class_name, 14), transform=axes.transAxes, ha="right", va="center",
+                axes.text(-0.06, 0.5, beside[i], transform=axes.transAxes, ha="right", va="center",
                           fontsize=10, color=QUIET, parse_math=False)
     return figure

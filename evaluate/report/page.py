@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evaluate.protocol import Figure, Table
 from evaluate.report.results import METRICS, plain
-from evaluate.report.words import BASELINES, measure, questions, sentence, span
+from evaluate.report.words import BASELINES, PERCENT, measure, questions, sentence
 from shared.store.record import write_atomic
 
 REPORT = "report.html"
@@ -133,7 +133,7 @@ def cards_html(document: Mapping) -> str:
             lines.append(f"{mean if mean != kind.say(value) else ''} ± {kind.say(spread)} over "
                          f"{len(document['runs'])} runs")
         if name in document["interval"]:
-            lines.append(f"95 %: {span(document['interval'][name])}")
+            lines.append(f"95 %: {PERCENT.span(document['interval'][name])}")
         if name in document["chance"]:
             lines.append(f"chance {kind.say(document['chance'][name])}")
         cards.append(f'<div class="card"><span class="name">{breaking(kind.words)}</span><b>{kind.say(value)}</b>'

@@ -1,10 +1,10 @@
 """What a metric is called, what it asks and in which unit it is said; and a result as one sentence."""
 
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from evaluate.metrics import mean_spread
 from shared.cli import plural
 
 
@@ -25,7 +25,17 @@ class Measure:
         """A value of metrics.json in its unit."""
         return self.number(value) + " %" * self.share
 
+    def mean(self, values: Sequence[float], sign: str = "") -> str:
+        """`mean ± sd` of values of metrics.json; of one, itself."""
+        mean, spread = mean_spread(values)
+        return self.number(mean, sign) + (f" ± {self.number(spread)}" if spread is not None else "")
 
+    def span(self, ends: Sequence[float] | None) -> str | None:
+        """An interval in words; None where there is none."""
+        return None if ends is None else " to ".join(map(self.number, ends))
+
+
+PERCENT = Measure("", "")
 _MAPS = {"cam": "Grad-CAM", "aligned": "aligned map", "prior": "fixed prior map"}
 _SALIENCY = {
     "corr": Measure("correlation with S-motion", "Is it alike to where something moves in its clip? 1 is the same.",
@@ -84,11 +94,6 @@ BASELINES = "prior_",                                                  # metrics
 def measure(metric: str) -> Measure:
     """Of a metric of metrics.json; one that is not known is a share under its own name."""
     return MEASURES.get(metric, Measure(metric.replace("_", " "), ""))
-
-
-def span(ends: Sequence[float] | None, share: bool = True) -> str | None:
-    """An interval in words, as `Measure.number` says its ends; None where there is none."""
-    return None if ends is None else " to ".join(map(Measure("", "", share).number, ends))
 
 
 def label(protocol: str, metric: str, several: bool) -> str:

@@ -13,7 +13,7 @@ from evaluate.ablation.children import Ended
 from evaluate.ablation.plan import REAL, Plan, Run
 from evaluate.ablation.runs import Ablation
 from evaluate.ablation.tables import Scores
-from evaluate.motion.map_pictures import Compared, keep_compared
+from evaluate.motion.map_pictures import Compared, compared_figure, keep_compared
 from shared import cli
 from shared.cli import RequestError
 
@@ -72,7 +72,19 @@ def test_the_commands_leave_the_group_out(plan):
         assert part in labelled
 
 
+def test_what_asks_networks_alone_leaves_the_baselines_out(plan):
+    made = Ablation(plan("--leave-out", "group=g1", "--seeds", "1", "--rows", "mean-image,moco", "--protocols",
+                         "linear,saliency"))
+    work = {run.row: made.work(run)(0) for run in made.plan.runs}
+    evaluated, = drive(work["mean-image"], Ended(1, "stopped: x"))
+    assert "--protocol linear --checkpoint mean-image" in evaluated
+    assert {run.row: made.plan.protocols(run) for run in made.plan.runs}["moco"] == ["linear", "saliency"]
+    alone = Ablation(plan("--leave-out", "group=g1", "--rows", "mean-image,moco", "--protocols", "saliency"))
+    assert drive(alone.work(alone.plan.runs[0])(0)) == [] and alone.finished(alone.plan.runs[0])
+
+
 @pytest.mark.parametrize("more, message", [
+    (["--leave-out", "group", "--rows", "mean-image", "--protocols", "saliency"], "saliency asks networks, and these"),
     ([], "pre-trains once for every group that is left out; say --leave-out group"),
     (["--leave-out", "group=g7"], "no labelled video of .* is of that group"),
     (["--leave-out", "group", "--set", "leave_out=g1"], "choose the groups with --leave-out group=NAME"),
@@ -101,7 +113,7 @@ def test_rows_are_paired_within_a_seed_and_a_video():
     def right(*seeds):
         return {seed: {video: bool(int(bit)) for video, bit in zip(videos, bits)} for seed, bits in enumerate(seeds)}
 
-    asked = groups.Asked("A", {
+    asked = groups.Asked("Group A", {
         "untrained": right("0000", "1000"), "motion-history": {0: right("0110")[0]},
         "moco-ta-sa": right("1100", "1000"), "mcl-v1": right("1110", "1111")}, 25.0, "4 videos, ")
     accuracies, gaps = groups.tables([asked])
@@ -121,13 +133,13 @@ def test_all_groups_together_ask_every_video_once():
     def said(group, *seeds):
         return {seed: {f"{group}{i}": bit == "1" for i, bit in enumerate(bits)} for seed, bits in enumerate(seeds)}
 
-    one = groups.Asked("A", {"untrained": said("a", "000000", "000000"), "mcl-v1": said("a", "111000", "111111"),
+    one = groups.Asked("Group A", {"untrained": said("a", "000000", "000000"), "mcl-v1": said("a", "111000", "111111"),
                              "moco": said("a", "111111")}, 10.0)
-    other = groups.Asked("B", {"untrained": said("b", "01", "10"), "mcl-v1": said("b", "11")}, 50.0)
+    other = groups.Asked("Group B", {"untrained": said("b", "01", "10"), "mcl-v1": said("b", "11")}, 50.0)
     accuracies, gaps, *each = groups.tables([one, other])
-    assert accuracies.title == "All groups left out: each in turn, 2 groups, 8 videos; chance 20.0 %"
+    assert accuracies.title == "2 groups left out: each in turn, 8 videos; chance 20.0 %"
     assert [[row[0], row[4]] for row in accuracies.rows] == [["untrained", "12.5 / 12.5"], ["mcl-v1", "62.5"]]
-    assert gaps.title.startswith("All groups: ") and gaps.rows[0][:3] == ["mcl-v1 less untrained", "+50.0", "1 of 1"]
+    assert gaps.title.startswith("2 groups: ") and gaps.rows[0][:3] == ["mcl-v1 less untrained", "+50.0", "1 of 1"]
     assert [table.title.partition(" left")[0] for table in each[::2]] == ["Group A", "Group B"]
 
 
@@ -145,7 +157,7 @@ def test_what_other_protocols_say_of_a_group():
     assert own.rows == [
         ["untrained", "15.0 ± 14.1", f"{15 - 10 * half:.1f} to {15 + 10 * half:.1f}", "-0.02 ± 0.03",
          f"{-0.02 - 0.02 * half:.2f} to {-0.02 + 0.02 * half:.2f}"],
-        ["mean-image", "12.0 (1 of 2)", None, None, None],
+        ["mean-image", "12.0", None, None, None],
         ["mcl", "25.0 ± 7.1", f"{25 - 5 * half:.1f} to {25 + 5 * half:.1f}", "0.31 (1 of 2)", None],
         ["chance", "8.3", None, None, None]]
     assert gaps.rows == [
@@ -155,21 +167,21 @@ def test_what_other_protocols_say_of_a_group():
     assert groups.other_scores(Scores(dict([*values.items()][:1]), {}, (0, 1), {}), "A") == []
 
 
-def test_where_nets_look_stands_side_by_side(plan):
+def test_where_nets_look_stands_side_by_side(plan, monkeypatch):
     """Of the first seed, of rows that were asked of the same clips; a frame is in none."""
+    drawn = []
+    monkeypatch.setattr(finding, "compared_figure", lambda *given: drawn.append(given) or compared_figure(*given))
     made = Ablation(plan("--leave-out", "group=g1", "--seeds", "2", "--protocols", "saliency", "--rows",
                          "untrained,moco,mcl-v1,seco-ta-sa"))
     rng = np.random.default_rng(0)
-    motion = rng.random((3, 6, 6))
+    motion, kept = rng.random((3, 6, 6)), {}
     for run in made.plan.runs[:4]:
         made._keep(run, f"random:r2plus1d_tiny:{run.seed}")
         folder = made.result(run, "saliency")
         (folder / "runs/00").mkdir(parents=True)
-        seen = motion if run.row != "mcl-v1" else rng.random((3, 6, 6))
-        keep_compared(folder / "runs/00/saliency.npz", [
-            Compared(f"class {i}", None, [seen[i], *rng.random((2, 6, 6))]) for i in range(3)])
-        if run.row == "seco-ta-sa":                              # as before they were kept
-            (folder / "runs/00/saliency.npz").unlink()
+        seen = motion if run.row in ("untrained", "moco") else rng.random((3, 6, 6))
+        kept[run.row] = [Compared(f"class {i}", None, [seen[i], *rng.random((2, 6, 6))]) for i in range(3)]
+        keep_compared(folder / "runs/00/saliency.npz", kept[run.row])
         document = {"protocol": "saliency", "chance": {}, "spread": {}, "checkpoint": made.checkpoint(run),
                     "metrics": {"aligned_own_minus_other": 20.0, "cam_own_minus_other": 12.0},
                     "settings": {**made.plan.used(run, "saliency"), "view": {}},
@@ -181,7 +193,13 @@ def test_where_nets_look_stands_side_by_side(plan):
     shown, = finding.pictures(made, scores, recipes)
     assert shown.path.name == "saliency-g1.png" and shown.path.read_bytes().startswith(b"\x89PNG")
     assert "3 test videos of group g1" in shown.caption and "untrained: random weights; moco: contrast" in shown.caption
-    assert "mcl-v1" not in shown.caption and "seco" not in shown.caption and "Seed 0." in shown.caption
+    assert "Seed 0. Not shown, since asked of other clips: seco-ta-sa, mcl-v1." in shown.caption
+    (clips, motion_head, says), = drawn
+    assert motion_head == "S-motion" and says == [("untrained", "Grad-CAM 0.12"), ("moco", "Grad-CAM 0.12"),
+                                                  ("untrained", "aligned 0.20"), ("moco", "aligned 0.20")]
+    for i, clip in enumerate(clips):
+        expected = [motion[i], *(kept[row][i].maps[place] for place in (1, 2) for row in ("untrained", "moco"))]
+        np.testing.assert_array_equal(clip.maps, expected)
 
 
 @pytest.mark.slow

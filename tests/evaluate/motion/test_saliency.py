@@ -32,7 +32,9 @@ def evaluate(moving, tmp_path):
     return call
 
 
-def test_numbers_beside_their_controls(evaluate, contrastive, moving, tmp_path, capsys):
+def test_numbers_beside_their_controls(evaluate, contrastive, moving, tmp_path, capsys, monkeypatch):
+    drawn, draw = [], map_pictures.saliency_figure
+    monkeypatch.setattr(map_pictures, "saliency_figure", lambda *given: drawn.append(given) or draw(*given))
     found = evaluate("--checkpoint", contrastive, "--against", "random:r2plus1d_tiny", "--set", "shown=3")
     assert list(found["metrics"]) == NAMES == list(found["chance"])
     chance, counts = found["chance"], found["counts"]
@@ -59,8 +61,28 @@ def test_numbers_beside_their_controls(evaluate, contrastive, moving, tmp_path, 
     folder, = (tmp_path / "out" / "runs").iterdir()
     assert (folder / "saliency.png").stat().st_size > 10_000
     kept = map_pictures.kept_compared(folder / "saliency.npz")           # S-motion and both maps
-    assert len(kept) == 3 and all(row.frame is None and row.maps.shape == (3, 6, 6) for row in kept)
+    (rows, names), = drawn
+    assert list(names[:2]) == ["Grad-CAM", "aligned map"] and len(rows) == len(kept) == 3
+    for row, one in zip(rows, kept):
+        assert one.frame is None and not np.array_equal(row.maps[0], row.maps[1])
+        np.testing.assert_array_equal(one.maps, [row.motion, *row.maps[:2]])
     assert "against: random:r2plus1d_tiny" in (tmp_path / "out" / "report.html").read_text().lower()
+
+
+@pytest.mark.parametrize("methods, inches", [(9, (1.1 + 10 * 1.4, 0.5 + 3 * 1.4)),
+                                             (10, (1.7 + 3 * 1.4, 0.5 + 11 * 1.4))])
+def test_many_methods_stand_below_one_another(methods, inches):
+    """A tile's brightest place says which clip and method it is of."""
+    clips = [map_pictures.Compared(f"clip {i}", None, np.eye(40)[[20 * i + j for j in range(methods + 1)], :].reshape(
+        -1, 5, 8)) for i in (0, 1)] + [map_pictures.Compared("clip 2", None, np.zeros((methods + 1, 5, 8)))]
+    figure = map_pictures.compared_figure(clips, "S-motion", [(f"m{j}", "0.1") for j in range(methods)])
+    assert tuple(figure.get_size_inches()) == pytest.approx(inches)
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    expected = [clip.maps[j] for clip in clips for j in range(methods + 1)]
+    if methods == 10:
+        expected = [clip.maps[j] for j in range(methods + 1) for clip in clips]
+        assert figure.axes[3].texts[0].get_text() == "m0\n0.1" and figure.axes[1].get_title() == "clip 1"
+    np.testing.assert_array_equal(shown, expected)
 
 
 def test_the_prior_is_the_mean_motion_of_the_training_videos(moving, contrastive):
