@@ -111,7 +111,7 @@ def compared_figure(rows: Sequence[Compared], motion: str, methods: Sequence[tup
     above, beside = titles, [short(row.class_name, 14) for row in rows]
     if len(titles) > ACROSS:
         above, beside, tiles = beside, above, list(zip(*tiles))
-    side, gap, left = 1.3, 0.1, 1.0 if above is titles else 1.6
+    side, gap, left = 1.3, 0.1, 1.0 if above is titles else 1.8
     figure = new_figure(left + gap + len(above) * (side + gap), 0.5 + len(beside) * (side + gap))
     for i, line in enumerate(tiles):
         for j, shown in enumerate(line):

@@ -70,7 +70,7 @@ def test_numbers_beside_their_controls(evaluate, contrastive, moving, tmp_path, 
 
 
 @pytest.mark.parametrize("methods, inches", [(9, (1.1 + 10 * 1.4, 0.5 + 3 * 1.4)),
-                                             (10, (1.7 + 3 * 1.4, 0.5 + 11 * 1.4))])
+                                             (10, (1.9 + 3 * 1.4, 0.5 + 11 * 1.4))])
 def test_many_methods_stand_below_one_another(methods, inches):
     """A tile's brightest place says which clip and method it is of."""
     clips = [map_pictures.Compared(f"clip {i}", None, np.eye(40)[[20 * i + j for j in range(methods + 1)], :].reshape(
