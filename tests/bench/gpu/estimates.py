@@ -80,7 +80,7 @@ def main():
         print(f"{name:48} {value:>12.5g}  {how}")
     for what, videos, epochs in (("MCL on UCF101 (split 1)", 9_537, 200), ("MCL on Kinetics-400", 240_000, 400)):
         rate = known["steps.mcl.batch_64.clips_a_second"][0]
-        print(f"{what}, {epochs} epochs: {videos * epochs / rate / 3600:.0f} GPU-hours at {rate:.0f} queries/s; 16 "
+        print(f"{what}, {epochs} epochs: {videos * epochs / rate / 3600:.2g} GPU-hours at {rate:.0f} queries/s; 16 "
               f"cores feed {16 * LOADER / 4:.0f} queries/s of four clips")
 
 
