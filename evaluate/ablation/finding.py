@@ -105,7 +105,7 @@ def pictures(ablation: Ablation, scores: Scores, recipes: Mapping[str, Pretraini
             videos = plural(len(first), "test video") + ("" if group is None else f" of group {group}")
             rows = "; ".join(f"{row}: {meaning(row, recipes[row])}" for row in kept)
             others = [row for row in asked if row not in kept]
-            beside = f" Not shown, since asked of other clips: {', '.join(others)}." if others else ""
+            beside = f" Not shown, of other clips or without kept maps: {', '.join(others)}." if others else ""
             made.append(Figure(path, says.format(videos=videos, rows=rows, seed=seed) + beside, wide=False))
     return made
 

@@ -193,7 +193,7 @@ def test_where_nets_look_stands_side_by_side(plan, monkeypatch):
     shown, = finding.pictures(made, scores, recipes)
     assert shown.path.name == "saliency-g1.png" and shown.path.read_bytes().startswith(b"\x89PNG")
     assert "3 test videos of group g1" in shown.caption and "untrained: random weights; moco: contrast" in shown.caption
-    assert "Seed 0. Not shown, since asked of other clips: seco-ta-sa, mcl-v1." in shown.caption
+    assert "Seed 0. Not shown, of other clips or without kept maps: seco-ta-sa, mcl-v1." in shown.caption
     (clips, motion_head, says), = drawn
     assert motion_head == "S-motion" and says == [("untrained", "Grad-CAM 0.12"), ("moco", "Grad-CAM 0.12"),
                                                   ("untrained", "aligned 0.20"), ("moco", "aligned 0.20")]
