@@ -119,6 +119,10 @@ def speed(videos: Path, temporary: Path, args: argparse.Namespace) -> None:
     """
     walls, overheads, ceilings, digests = [], [], [], set()
     one_line = "--engine", "serial", "--set", "threads=1"
+    # As where it is installed: bytecode and compiled kernels are there before the first run.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(temporary / "bytecode")
+    finish(command(videos, str(temporary / "none"), "--plan"))
     for number in range(args.rounds):
         one, many = str(temporary / f"one{number}"), str(temporary / f"many{number}")
         before = cpu_seconds()
