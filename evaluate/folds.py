@@ -2,8 +2,9 @@
 
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,9 +13,10 @@ from evaluate.features.extract import Features, View, choose, extract
 from evaluate.holdout import held_out, is_sample, relabelling
 from evaluate.protocol import Request
 from shared.cli import RequestError, plural
-from shared.store.index import Index
+from shared.store.index import Index, contents
 
 TRAIN = "train", "train1"     # what a store's training splits are called
+OWN = "folder", "synthetic"   # datasets of people's own videos: each store holds others
 INSTEAD = LEAVE_OUT, HOLDOUT = "--leave-out group", "--holdout 0.2"     # of splits
 
 
@@ -112,7 +114,7 @@ def gather_features(request: Request, variant: str = "") -> Found | None:
     unlabelled = sum(int((part.labels < 0).sum()) for part in parts)
     labelled = [part.take(part.labels >= 0) if (part.labels < 0).any() else part for part in parts]
     if request.leave_out:
-        folds = _leave_out(labelled[0], labelled[-1], request)
+        folds = LeaveOut(labelled[0], labelled[-1], group_names(labelled[0].groups, request))
     else:
         folds = [Fold(*labelled, _name(request.train_split), _name(request.test_split))]
     counts |= {"train_videos": max(len(fold.train) for fold in folds),
@@ -136,10 +138,21 @@ def _check(index: Index, request: Request) -> None:
         Samples.of_split(index, request.test_split, "--test-split")
 
 
-def _leave_out(features: Features, asked: Features, request: Request) -> list[Fold]:
-    groups = np.asarray(features.groups)
-    return [Fold(features.take(groups != name), asked.take(groups == name), f"the groups other than {name!r}",
-                 f"group {name!r}") for name in group_names(features.groups, request)]
+@dataclass(frozen=True)
+class LeaveOut(Sequence[Fold]):
+    """A fold a group of `names`, made when it is asked for: each holds a copy of nearly all vectors."""
+
+    features: Features
+    asked: Features
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> Fold:
+        name, groups = self.names[number], np.asarray(self.features.groups)
+        return Fold(self.features.take(groups != name), self.asked.take(groups == name),
+                    f"the groups other than {name!r}", f"group {name!r}")
 
 
 def group_names(groups: Sequence[str], request: Request) -> list[str]:
@@ -198,13 +211,21 @@ def left_out(asked: Sequence[str]) -> tuple[str | None, list[str]]:
     return ("group" if "group" in asked else None), names
 
 
+def same_videos(index: Index, dataset: str, trained: Mapping) -> bool:
+    """Whether a store that a checkpoint was trained on (an entry of its provenance) has this one's videos: lists of a
+    published set are the same in every store, people's own stores share no more than names."""
+    return trained["dataset"] == dataset and (
+        dataset not in OWN or contents(index.generation) == contents(trained["index"])
+        or Path(str(index.store)).resolve() == Path(trained["store"]).resolve())
+
+
 def check_unseen(index: Index, dataset: str, encoder: Encoder, asked: Sequence[str | None]) -> None:
     """Raises RequestError where a checkpoint whose pre-training left groups out is asked about one that it trained on.
 
     dataset: of the store; asked: names of splits, None for all videos. Groups are known by their names.
     """
     for trained in encoder.provenance.get("stores", ()):
-        groups = set(trained.get("groups", ())) - {""} if trained["dataset"] == dataset else ()
+        groups = set(trained.get("groups", ())) - {""} if same_videos(index, dataset, trained) else ()
         for split in asked if groups else ():
             seen = sorted(groups.intersection(index.group[i] for i in choose(index, split)))
             if seen:

@@ -159,7 +159,8 @@ def interval(share: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share of `count` independent trials (Wilson 1927)."""
     half = Z95 * math.sqrt(share * (1 - share) / count + Z95 ** 2 / (4 * count ** 2))
     middle, scale = share + Z95 ** 2 / (2 * count), 1 + Z95 ** 2 / count
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # At shares 0 and 1 one end is the share itself, which rounding would miss.
+    return ((middle - half) / scale if share > 0 else 0.0), ((middle + half) / scale if share < 1 else 1.0)
 
 
 def beats_all(beaten: np.ndarray, distractors: int, drawn: int) -> np.ndarray:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--clips", metavar="LxS", help="frames by stride, such as 8x8")
     asked.add_argument("--annotations", type=cli.local, metavar="CSV", help="path,label,split,group of packed videos")
-    asked.add_argument("--drop", nargs="+", metavar="ID", help="videos that shall count no more")
+    asked.add_argument("--drop", nargs="+", action="extend", metavar="ID", help="videos that shall count no more")
     asked.add_argument("--drop-missing", nargs="+", action="extend", metavar="VIDEOS",
                        help=f"drop the videos that are no longer in these sources, as --videos names them: {HELP}")
     args = parser.parse_args(argv)

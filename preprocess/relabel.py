@@ -16,7 +16,7 @@ from pathlib import Path
 from shared.cli import Progress, RequestError, plural, typed
 from shared.datasets import folder
 from shared.datasets.headers import read_headers
-from shared.datasets.listing import unlabelled
+from shared.datasets.listing import rows_of, unlabelled
 from shared.datasets.scan import scan
 from shared.datasets.sources import open_sources
 from shared.recipes.preprocessing import read_description
@@ -35,7 +35,8 @@ PUBLISH_S = 60   # seconds between publications
 
 def annotate(store: Place, annotations: Path) -> str:
     """Rows as a CSV (path, label, split, group) has them; returns what to say. Videos that it does not name stay as
-    they are. New classes get the numbers after the store's. Raises RequestError where no row is of a packed video."""
+    they are, and so does what it has no column for. New classes get the numbers after the store's. Raises RequestError
+    where no row is of a packed video."""
     index = Index.load(store)
     # A class -1 is of a time when the CSV's -1 was one.
     held = {row.id: ("" if unlabelled(row.class_name) else row.class_name, row.splits) for row in index.rows()}
@@ -45,8 +46,9 @@ def annotate(store: Place, annotations: Path) -> str:
         theirs, ours = next(iter(listing.videos), ""), next(iter(index.path), "")
         raise RequestError(f"{annotations} names no video of {store}; its first path is {theirs!r}, the store's "
                            f"{ours!r}: write paths as the store has them")
+    columns = next(rows_of(annotations, folder.COLUMNS, required=("path",)))[1].keys()
     document = read_description(store)
-    used = {listed.class_name for listed in named.values()} - {""}
+    used = {listed.class_name for listed in named.values()} - {""} if "label" in columns else set()
     classes = document["classes"] + [name for name in listing.classes if name in used - set(document["classes"])]
     labels = {name: number for number, name in enumerate(classes)}
     if classes != document["classes"]:
@@ -55,17 +57,24 @@ def annotate(store: Place, annotations: Path) -> str:
     def change(row: VideoRow) -> VideoRow:
         if row.path not in named:
             return row
-        said = named[row.path]
-        return dataclasses.replace(row, label=labels.get(said.class_name, -1), class_name=said.class_name,
-                                   group=said.group, splits=said.splits)
+        said, new = named[row.path], {}
+        if "label" in columns:
+            new |= {"label": labels.get(said.class_name, -1), "class_name": said.class_name}
+        if "group" in columns:
+            new["group"] = said.group
+        if "split" in columns:
+            new["splits"] = said.splits
+        return dataclasses.replace(row, **new)
 
     changed = rewrite(store, "relabelling", change)
     _record(store, classes)
     rest = len(index) - len(named)
     absent = len(listing.videos) - len(named)
+    lacking = [name for name in folder.COLUMNS if name not in columns]
     return f"{plural(changed, 'video')} of {store} relabelled from {annotations}" + (
         f"; {plural(rest, 'video')} that it does not name stay as they were" if rest else "") + (
-        f"; {plural(absent, 'row')} of it {'is' if absent == 1 else 'are'} of no packed video" if absent else "")
+        f"; {plural(absent, 'row')} of it {'is' if absent == 1 else 'are'} of no packed video" if absent else "") + (
+        f"; it has no column {' nor '.join(lacking)}: what the store has of that stays" if lacking else "")
 
 
 def drop(store: Place, ids: Sequence[str], reason: str = "dropped by request") -> str:

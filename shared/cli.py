@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import fcntl
+import io
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from pathlib import Path
 DONE, FAILURES, REFUSED, STOPPED, FAULT = 0, 1, 2, 3, 70
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 FAREWELL_S = 60   # how long other ranks wait for torchrun to end them once rank 0 has spoken
+NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
 LOCK = ".lock"    # of a folder that a command writes; see `hold`
 _came: list[str] = []   # why this process was told to stop
 UNREACHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST,
@@ -107,12 +109,26 @@ def hold(place: Path, flag: str) -> int:
     """
     lock = os.open(place / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        flock(lock, fcntl.LOCK_EX, f"{flag} {place}")
+    except BaseException as error:
         os.close(lock)
+        if not isinstance(error, BlockingIOError):
+            raise
         raise RequestError(f"{flag} {place} is in use by another process; wait for its end, or choose another "
                            "folder") from None
     return lock
+
+
+def flock(file: int, operation: int, where: str) -> None:
+    """`fcntl.flock` that waits for nobody. Raises BlockingIOError where another process holds the lock, RequestError
+    where the file system has none."""
+    try:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise RequestError(f"{where}: its file system has no locks ({error.strerror}); mount it with them (Lustre: -o "
+                           "flock), or choose a folder on another") from error
 
 
 def catch_interrupts(rank: int = 0) -> list[str]:
@@ -155,6 +171,8 @@ def command(main: Callable[[list[str]], int], resume: str = "run the same comman
     """
     came = catch_interrupts(rank)
     threading.excepthook = _thread_fault
+    if isinstance(sys.stdout, io.TextIOWrapper):      # names of files need be no UTF-8; they leave as they came
+        sys.stdout.reconfigure(errors="surrogateescape")
     say = _say if rank == 0 else _leave_last
     try:
         if came:

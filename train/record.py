@@ -18,7 +18,7 @@ from shared.cli import RequestError, hold, writing
 from shared.clips.resampling import MEAN, STD
 from shared.clips.views import Views
 from shared.saliency import normalised, similarity_cam
-from shared.store.record import PARTIAL, write_atomic
+from shared.store.record import write_atomic
 from train.moco import Learner
 
 LOCK, METRICS, BOARD, LAST, CHECKPOINTS = ".lock", "metrics.jsonl", "tensorboard", "last.pt", "checkpoints"
@@ -34,11 +34,10 @@ def claim(run: Path, resume: bool) -> int:
     """
     if run.is_file():
         raise RequestError(f"--out {run} is a file; expected a folder")
-    known = {METRICS, BOARD, LAST, CHECKPOINTS, LOCK}
-    there = {entry.name for entry in run.iterdir() if not PARTIAL.fullmatch(entry.name)} if run.is_dir() else set()
-    if foreign := sorted(there - known):
-        raise RequestError(f"--out {run} is no run of train/main.py: it holds {foreign[0]}; choose a new folder")
-    if there - {LOCK} and not resume:
+    there = {entry.name for entry in run.iterdir() if not entry.name.startswith(".")} if run.is_dir() else set()
+    if there and not there & {METRICS, BOARD, LAST, CHECKPOINTS}:
+        raise RequestError(f"--out {run} is no run of train/main.py: it holds {min(there)}; choose a new folder")
+    if there and not resume:
         raise RequestError(f"--out {run} is not empty; go on with it by --resume auto, or choose a new folder")
     run.mkdir(parents=True, exist_ok=True)
     lock = hold(run, "--out")

@@ -184,9 +184,13 @@ class Job:
                     rate = done * settings.batch * settings.accumulate / (time.monotonic() - started)
                     progress.update(done, f"update {update + 1}/{schedule.steps}, {rate:.3g} clips/s, loss "
                                           f"{curve[-1][1]:.3f}, accuracy {curve[-1][2]:.2f}")
+            stop, = agree([interrupt.reason is not None], world, control)
         if progress:
             progress.close(text=f"{schedule.steps} updates, loss {curve[-1][1]:.3f}, accuracy {curve[-1][2]:.2f}")
-        return self.finish(model, curve, world, out)
+        finished = self.finish(model, curve, world, out)
+        if stop:
+            raise Stopped(f"{interrupt.reason or 'interrupted'} after the last update; {RESUME}")
+        return finished
 
     def clips(self, batch: Batch, device) -> Tensor:
         """(B / ranks, 3, L, S, S) float32, normalised: resized, RandAugment, flip, in the released code's order."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evaluate.settings import Softmax
-from shared.cli import Progress
+from shared.cli import Progress, RequestError
 
 RUN = 64            # consecutive rows read at once: ids, and so files, stand class by class
 BUFFER = 256        # such runs, from everywhere, that are shuffled together
@@ -25,7 +25,7 @@ def softmax_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, sett
 
     train (N, C), test (M, C): arrays or memory maps, read in parts: at most 16,384 rows at once; labels (N,) in [0, K),
     or (N, K) bool where several may hold: then the binary cross-entropy, summed over classes.
-    normalise: features to length 1 first. The same seed gives the same logits.
+    normalise: features to length 1 first. The same seed gives the same logits. Raises RequestError where it diverges.
     """
     prepare = Standard(train, normalise, device)
     several = labels.ndim == 2
@@ -51,8 +51,12 @@ def softmax_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, sett
         progress.update(epoch + 1, f"loss {loss.item():.3f}")
     progress.close()
     with torch.no_grad():
-        return np.concatenate([layer(prepare(test[first:first + RUN * BUFFER])).cpu().numpy()
-                               for first in range(0, len(test), RUN * BUFFER)])
+        scores = np.concatenate([layer(prepare(test[first:first + RUN * BUFFER])).cpu().numpy()
+                                 for first in range(0, len(test), RUN * BUFFER)])
+    if not np.isfinite(scores).all():
+        raise RequestError(f"the softmax layer diverged at lr={settings.lr:g}, weight_decay={settings.weight_decay:g}: "
+                           "its answers are not finite; lower softmax.lr")
+    return scores
 
 
 class Standard:

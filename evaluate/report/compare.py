@@ -15,7 +15,7 @@ from evaluate.features.encoders import RANDOM
 from evaluate.features.handmade import HANDMADE
 from evaluate.protocol import Figure, Table
 from evaluate.report import page, pictures, results
-from evaluate.report.words import Measure, label, measure, sentence
+from evaluate.report.words import Measure, label, measure, pairs_and_runs, sentence
 from shared.cli import RequestError
 from shared.pictures import figures
 
@@ -38,7 +38,9 @@ def compare(folders: Sequence[Path], out: Path) -> str:
                                f"{' '.join(one['folder'] for one in document['runs'])}")
     names = _names(folders)
     several = len({document["protocol"] for document in documents}) > 1
-    methods = _methods(names, documents)
+    # Of several pairs of splits the mean over all stands in the table, since the spread is over all.
+    compared = [{**one, "metrics": one["mean"]} if pairs_and_runs(one)[0] > 1 else one for one in documents]
+    methods = _methods(names, compared)
     columns: dict[str, tuple[str, str]] = {}          # (protocol, metric) by a name of both
     for document in documents:
         for metric in document["metrics"]:
@@ -57,7 +59,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     results.write_metrics(out, {
         "protocol": "compare", "runs": [{"name": name, "folder": str(folder), "protocol": document["protocol"]}
                                         for name, folder, document in zip(names, folders, documents)],
-        **{part: {f"{name}/{metric}": value for name, document in zip(names, documents)
+        **{part: {f"{name}/{metric}": value for name, document in zip(names, compared)
                   for metric, value in document[part].items()} for part in ("metrics", "spread", "chance")},
         "notes": notes})                              # first: by it OUT is known for a comparison
     path = out / "compare.png"

@@ -10,8 +10,9 @@ from pathlib import Path
 from evaluate import metrics
 from evaluate.features.encoders import Encoder
 from evaluate.features.extract import choose
+from evaluate.folds import same_videos
 from evaluate.protocol import Figure, Result, find_protocol
-from evaluate.report.words import measure
+from evaluate.report.words import measure, pairs_and_runs
 from shared.cli import RequestError, plural
 from shared.nn.checkpoint import FINETUNED
 from shared.nn.distributed import World
@@ -20,7 +21,6 @@ from shared.store.record import write_atomic
 
 METRICS = "metrics.json"
 PACKAGES = "motionpack", "torch", "numpy", "scikit-learn"
-OWN = "folder", "synthetic"     # datasets of people's own videos: each store holds others
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,17 @@ def read_metrics(folder: Path) -> dict:
 
 
 def summary_line(document: Mapping, path: Path) -> str:
-    """One line: protocol, every metric with its spread, chance and what stands beside it, how many videos and runs,
-    where the report is."""
-    parts = []
+    """One line: protocol, every metric of the first pair of splits, chance and what stands beside it, mean and spread
+    over all, how many videos and runs, where the report is."""
+    parts, (pairs, _) = [], pairs_and_runs(document)
     for name, value in document["metrics"].items():
         spread, chance = document["spread"].get(name), document["chance"].get(name)
         say = measure(name).say
         known = ", ".join(f"{method} {say(number)}" for method, number in
                           (("chance", chance), *beside(document, name)) if number is not None)
-        parts.append(f"{name} {say(value)}{f' ± {say(spread)}' if spread is not None else ''}"
-                     f"{f' ({known})' if known else ''}")
+        over = f" ± {say(spread)}" if spread is not None else ""
+        parts.append(f"{name} {say(value)}{over if pairs == 1 else ''}{f' ({known})' if known else ''}"
+                     + (f", over {pairs} pairs of splits {say(document['mean'][name])}{over}" if pairs > 1 else ""))
     runs, tested = len(document["runs"]), document["counts"].get("test_videos")
     return (f"{document['protocol']}: {', '.join(parts)}"
             + (f"; {plural(tested, 'test video')}" if tested else "")
@@ -166,12 +167,13 @@ def notes(encoders: Sequence[Encoder], index: Index, document: dict, pairs, worl
     out = []
     for encoder in encoders:
         for trained in encoder.provenance.get("stores", []):
-            # Lists of published sets are the same in every store; other stores share no more than a name.
-            same = (trained["dataset"] == document["dataset"] if document["dataset"] not in OWN else
-                    index.generation == trained["index"] or str(index.store) == trained["store"])
-            if not same or trained["split"] not in (None, *index.splits):
+            if not same_videos(index, document["dataset"], trained):
                 continue
-            seen = {position for position in choose(index, trained["split"]).tolist()
+            try:
+                learnt = choose(index, trained["split"])
+            except RequestError:      # a split that this store has not
+                continue
+            seen = {position for position in learnt.tolist()
                     if index.group[position] not in trained.get("left_out", ())}
             for train, test in pairs:
                 asked = test or train                      # every video of `train` in turn, with --leave-out

@@ -119,12 +119,14 @@ def sentence(document: Mapping) -> str:
     """A result as a reader wants it first: the headline, on how many videos, its interval, and whether that is more
     than chance gives."""
     name = headline(document)
-    kind, value, runs = measure(name), document["metrics"][name], len(document["runs"])
+    kind, value, (pairs, runs) = measure(name), document["metrics"][name], pairs_and_runs(document)
     tested, chance = document["counts"].get("test_videos"), document["chance"].get(name)
     interval, spread = document["interval"].get(name), document["spread"].get(name)
     said = f"{kind.words[0].upper()}{kind.words[1:]}: {kind.say(value)}"
     if tested:
         said += f" on {plural(tested, 'test video')}"
+    if pairs > 1:
+        said += f", the first of {pairs} pairs of splits"
     if runs > 1:
         said += f", mean of {runs} runs"
     if interval:
@@ -135,6 +137,14 @@ def sentence(document: Mapping) -> str:
                      f": below chance, which is {chance:.1f} %" if high < chance else
                      f": not distinguishable from chance, which is {chance:.1f} %")
     elif chance is not None:
-        of = f", ± {kind.say(spread)} over the runs" if spread is not None else ""
+        of = f", ± {kind.say(spread)} over the runs" if spread is not None and pairs == 1 else ""
         said += f"{of}; chance is {kind.say(chance)}"
+    if pairs > 1 and spread is not None:
+        said += f"; mean over all pairs {kind.say(document['mean'][name])} ± {kind.say(spread)}"
     return said + "."
+
+
+def pairs_and_runs(document: Mapping) -> tuple[int, int]:
+    """How many pairs of splits a result has runs of, and how many runs of the first of them, the headline."""
+    asked = [(run.get("train_split"), run.get("test_split")) for run in document["runs"]]
+    return len(set(asked)), asked.count(asked[0])

@@ -85,6 +85,9 @@ def _open(texts: Sequence[str | Place]) -> Sources:
                                    "name, such as 'https://host/{000..123}.tar'")
             folders.append(_argument(store_argument, text))
             continue
+        if "://" not in text and Path(text).is_file():      # whatever marks of a pattern its name has
+            wanted[Path(text).parent].append((text, Path(text)))
+            continue
         root = _root(text)
         for one in _found(text, root):
             wanted[root].append((text, one))

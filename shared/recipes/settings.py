@@ -153,8 +153,13 @@ def apply_settings(tree: dict, sections: dict[str, type], settings: typing.Seque
     for setting in settings:
         section, name = named_key(sections, setting)
         text = setting.partition("=")[2]
+        words = typing.get_type_hints(sections[section])[name] in (str, tuple[str, ...])
         try:
-            tree[section][name] = float(text) if EXPONENT.fullmatch(text.strip()) else yaml.safe_load(text)
+            if words:      # a group may be called 01, no or a: b
+                value = yaml.load(text, yaml.BaseLoader)
+                tree[section][name] = text.strip() if isinstance(value, dict) else value
+            else:
+                tree[section][name] = float(text) if EXPONENT.fullmatch(text.strip()) else yaml.safe_load(text)
         except NO_YAML:
             raise RequestError(f"--set {setting[:200]!r}: the value is not a number, word or list") from None
     return tree

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from shared.cli import RequestError
+from shared.cli import RequestError, flock
 from shared.store.lease import LOCK, Busy, is_leased, store_lease
 from shared.store.place import ObjectPath, Place, as_place
 
@@ -94,7 +94,7 @@ def make_folders(store: Path, made: list[Path]) -> None:
 def _try_lock(fd: int, path: Path) -> bool:
     """Whether `fd` holds the lock of the file that bears the name now: its past holder may have removed the file."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(fd, fcntl.LOCK_EX, f"--store {path.parent}")
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except (BlockingIOError, FileNotFoundError):
         return False
@@ -110,9 +110,11 @@ def is_locked(store: Place) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        flock(fd, fcntl.LOCK_SH, str(store))
     except BlockingIOError:
         return True
+    except RequestError:        # without locks nobody can hold one
+        return False
     finally:
         os.close(fd)
     return False

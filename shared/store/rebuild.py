@@ -8,7 +8,7 @@ from shared.store.index import Index, read_failures
 from shared.store.layout import StoreError
 from shared.store.objects import committed_prefixes
 from shared.store.place import ObjectPath, Place, as_place, read_all
-from shared.store.tables import FailureRow, PackRow, VideoRow
+from shared.store.tables import DROPPED, FailureRow, PackRow, VideoRow
 from shared.store.verify import ROOT, parse_root, root_rows
 
 
@@ -74,6 +74,12 @@ def build_index(store: Place, known: Index | None = None,
 
 
 def with_unpacked(store: Place, videos: list[VideoRow], failures: list[FailureRow]) -> list[FailureRow]:
-    """The failures of the packs, and those of failures.csv whose videos are in no pack."""
-    known = {row.video for row in failures} | {row.id for row in videos}
-    return failures + [row for row in read_failures(store) if row.video not in known]
+    """The failures of the packs and of failures.csv. Where both know a video, the later attempt counts, and what was
+    dropped stays so; a video that a pack holds whole has not failed."""
+    merged, packed = {row.video: row for row in failures}, {row.id for row in videos}
+    for row in read_failures(store):
+        past = merged.get(row.video)
+        if row.video not in packed if past is None else past.stage != DROPPED and (
+                row.stage == DROPPED or row.attempts >= past.attempts):
+            merged[row.video] = row
+    return list(merged.values())

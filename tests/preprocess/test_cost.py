@@ -77,6 +77,19 @@ def test_one_damaged_sample_says_nothing_of_the_others(tmp_path):
     assert plan_of(root)[1].frames == 6 * 40
 
 
+def test_a_sample_that_begins_at_another_size_is_none(tmp_path):
+    """A pack is planned at the size of the video's longest run; of its head two frames are no pack."""
+    parts = [write(tmp_path / f"{width}.m2v", scene(count, 64, width), "mpeg2video", "yuv420p")
+             for count, width in ((6, 64), (45, 96))]
+    root = tmp_path / "videos"
+    root.mkdir()
+    (root / "a.m2v").write_bytes(b"".join(part.read_bytes() for part in parts))
+    catalog, pipeline = open_catalog("folder", root), load_pipeline("folder", settings=["flow.backend=opencv"])
+    pack = planning.PlannedPack("p", (64, 96), ("a.m2v",), 45)
+    cost = costing.measure_cost([pack], catalog, pipeline.recipe, pipeline.run)
+    assert cost.packs == {"p": 45} and cost.cpu_s is None
+
+
 def test_limits_follow_the_frames_that_are_expected():
     run, cost = load_pipeline("folder").run, costing.Cost(1000, cpu_s=100, wall_s=50)
     assert costing.time_limit(9000, cost, run) == 900 + 10 * 9000 * 0.1

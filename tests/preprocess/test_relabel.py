@@ -13,6 +13,7 @@ from shared.store.index import Index, read_failures
 from shared.store.place import as_place
 from shared.store.reader import StoreReader
 from shared.store.record import read_json, write_json_atomic
+from tests.shared.videos.test_decode import scene, write
 
 
 def preprocess(videos, store, *more):
@@ -95,6 +96,36 @@ def test_dropped_videos_stay_dropped(made, store, capsys):
     np.testing.assert_array_equal(StoreReader(store).clip(last, 0, "16x2")[0], frames)   # its neighbours stay readable
     assert reindex.main([str(store), "--clips", "8x1"]) == 0
     assert len(StoreReader(store).clips(last, "8x1").start) and len(agrees(store)) == 10
+
+
+def test_what_the_csv_has_no_column_for_stays(store, tmp_path, capsys):
+    before = listed(store)
+    (tmp_path / "few.csv").write_text("path,label\n" + "".join(f"{id},round\n" for id in before))
+    assert reindex.main([str(store), "--annotations", str(tmp_path / "few.csv")]) == 0
+    assert "it has no column split nor group: what the store has of that stays" in capsys.readouterr().out
+    assert listed(store) == {id: ("round", group, splits) for id, (_, group, splits) in before.items()}
+    (tmp_path / "few.csv").write_text("path,group\n" + "".join(f"{id},g\n" for id in before))
+    assert reindex.main([str(store), "--annotations", str(tmp_path / "few.csv")]) == 0
+    assert listed(store) == {id: ("round", "g", splits) for id, (*_, splits) in before.items()}
+    agrees(store)
+
+
+def test_a_failed_video_that_was_dropped_stays_so(made, tmp_path):
+    videos = shutil.copytree(made / "videos", tmp_path / "videos")
+    (videos / "annotations.csv").unlink()
+    write(videos / "one.mp4", scene(1, 48, 64), "libx264", "yuv420p")
+    store = tmp_path / "store"
+    assert preprocess(videos, store) == 1
+    assert preprocess(videos, store, "--retry-failed") == 1
+    assert reindex.main([str(store)]) == 0
+    assert [(row.video, row.attempts) for row in read_failures(store)] == [("one.mp4", 2)]
+    first = Index.load(store).id[0]
+    assert reindex.main([str(store), "--drop", "one.mp4", "--drop", first]) == 0
+    for more in ([], ["--clips", "8x1"]):
+        assert reindex.main([str(store), *more]) == 0
+        assert {row.video: row.stage for row in read_failures(store)} == {"one.mp4": "dropped", first: "dropped"}
+    agrees(store)
+    assert preprocess(videos, store, "--retry-failed") == 0
 
 
 def test_what_the_folder_no_longer_has(made, store, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from shared import cli
 from shared.cli import RequestError, plural
+from shared.store.lock import is_locked, store_lock
 
 
 @pytest.mark.parametrize("number, words, said", [
@@ -21,6 +23,27 @@ from shared.cli import RequestError, plural
     (1, ["video is", "videos are"], "1 video is"), (0, ["video is", "videos are"], "0 videos are")])
 def test_plural(number, words, said):
     assert plural(number, *words) == said
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    """Lustre that is mounted without them says ENOSYS."""
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(cli.fcntl, "flock", flock)
+    with pytest.raises(RequestError, match=r"^--out .*: its file system has no locks .*; mount it with them"):
+        cli.hold(tmp_path, "--out")
+    with pytest.raises(RequestError, match="^--store .*no locks"), store_lock(tmp_path):
+        pass
+    assert not is_locked(tmp_path)
+
+
+def test_a_name_that_is_no_utf_8_leaves_as_it_came():
+    """As in the locale en_US.UTF-8, where Python's stdout is strict."""
+    program = "from shared import cli; cli.command(lambda argv: print('\\udce9') or 0)"
+    done = subprocess.run([sys.executable, "-c", program],
+                          env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"\xe9\n"), done.stderr
 
 
 @pytest.fixture

@@ -133,6 +133,8 @@ def test_another_recipe_data_or_folder_is_refused(unbroken, store, tmp_path, qui
     with pytest.raises(RequestError, match="store 1 has other videos .*; store 1.videos: stored 8, asked 7"):
         train(other, run, "--resume", "auto")
     assert (run / "metrics.jsonl").read_bytes() == before
+    (run / "train.log").touch()                            # what people keep beside a run
+    assert train(store, run, "--resume", "auto") == 0
     lock = hold(run, "--out")
     with pytest.raises(RequestError, match="is in use by another process; wait for its end, or choose another"):
         train(store, run, "--resume", "auto")

@@ -106,6 +106,12 @@ def test_softmax_is_the_convex_optimum():
     np.testing.assert_allclose(torch.softmax(torch.from_numpy(logits), 1), expected, atol=1e-4)
 
 
+def test_a_softmax_that_diverges_is_refused():
+    train, labels, test = np.eye(8, dtype=np.float32), np.arange(8) % 2, np.eye(8, dtype=np.float32)
+    with pytest.raises(RequestError, match="diverged at lr=100000, weight_decay=0.5: .*; lower softmax.lr"):
+        softmax_of(train, labels, test, lr=1e5, weight_decay=0.5)
+
+
 def test_softmax_from_disk_is_softmax_from_memory(tmp_path):
     (train, labels), (test, _) = blobs(1, 700), blobs(2, 30)
     np.save(tmp_path / "train.npy", train)

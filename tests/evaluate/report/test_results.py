@@ -1,12 +1,16 @@
 """What metrics.json and the page say of the runs, and what they warn of."""
 
 import dataclasses
+import os
 
+import numpy as np
 import pytest
 
 from evaluate.features.encoders import open_encoder
+from evaluate.holdout import held_out, holdout_names
 from evaluate.protocol import Result, Table
 from evaluate.report import page, results
+from evaluate.report.words import sentence
 from shared.nn.distributed import World
 from shared.recipes.training import load_training
 from shared.store.index import Index
@@ -29,6 +33,34 @@ def test_videos_of_another_store_were_not_trained_on(store, dataset, seen):
     assert said(store=str(store)) == said(index=index.generation) == here
     pairs = [("test", None)]                                      # --leave-out group --train-split test
     assert said(store=str(store)) == []
+
+
+def test_labels_learnt_from_a_split_made_on_the_spot_are_told(store):
+    """finetuned.pt of one draw, asked about another of the same videos."""
+    index = Index.load(store)
+    (train, _), (_, asked) = holdout_names(0.3, "video", 0), holdout_names(0.3, "video", 1)
+    trained = {"dataset": "folder", "split": train, "store": "moved", "index": index.generation, "labels": True}
+    encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint", "stores": [trained]})
+    both = len(np.intersect1d(held_out(index, train), held_out(index, asked)))
+    said = results.notes([encoder], index, {"dataset": "folder"}, [(train, asked)], World())
+    assert both and len(said) == 1 and f"{both} test video" in said[0] and "WITH their labels" in said[0]
+    trained["index"] = "000002-00000000"
+    assert not results.notes([encoder], index, {"dataset": "folder"}, [(train, asked)], World())
+    trained["store"] = os.path.relpath(store)
+    assert results.notes([encoder], index, {"dataset": "folder"}, [(train, asked)], World()) == said
+
+
+def test_several_pairs_of_splits_are_no_mean_of_runs():
+    """The headline is of the first pair; mean and spread, over all, say so."""
+    runs = [results.Run("c", f"train{n}", f"test{n}", 0, Result({"top1": value}, {"top1": 25.0}, trials={"top1": 40},
+                                                                counts={"test_videos": 40}))
+            for n, value in enumerate((70.0, 50.0, 45.0))]
+    found = results.summarise("linear", runs, {}, [{"checkpoint": "c"}], {"store": "s"})
+    assert sentence(found) == (
+        "Top-1 accuracy: 70.0 % on 40 test videos, the first of 3 pairs of splits, 95 % 55 to 82: above chance, which is "
+        "25.0 %; mean over all pairs 55.0 % ± 13.2 %.")
+    assert results.summary_line(found, "r").startswith(
+        "linear: top1 70.0 % (chance 25.0 %), over 3 pairs of splits 55.0 % ± 13.2 %; 40 test videos; 3 runs")
 
 
 def test_imagenet_weights_are_missed_where_the_paper_has_them(store):

@@ -103,6 +103,12 @@ def test_one_path_in_two_sources_is_refused(tmp_path):
         opened(one, one)
 
 
+def test_an_archive_may_have_the_marks_of_a_pattern_in_its_name(tmp_path):
+    for name in ("set [a]/x.tar", "shards {1,2}.tar"):
+        catalog = open_catalog("folder", open_sources([tar(tmp_path / name, {"v.mp4": VIDEO})]))
+        assert [video.id for video in catalog.videos] == [f"{(tmp_path / name).name}/v.mp4"]
+
+
 @pytest.mark.parametrize("text, said", [
     ("shards/{0..2}.tar", "2 archives of 3 are not there (first "), ("x/*.tar", "names nothing that is there"),
     ("shards/*.mp4", "is no pattern of archives"), ("shards/{0..1}", "is no pattern of archives"),

@@ -109,6 +109,14 @@ def test_groups_that_a_run_leaves_out_stay_left_out():
     assert load_training("mcl-tiny", ["leave_out=x"], stored=("mcl-tiny", before)).recipe.sampling.leave_out == ("x",)
 
 
+@pytest.mark.parametrize("text, groups", [
+    ("01", ("01",)), ("no", ("no",)), ("a: b", ("a: b",)), ("1,2", ("1", "2")), ("[01, 'a, b']", ("01", "a, b")),
+    ("[]", ()),
+])
+def test_a_name_may_look_like_a_number(text, groups):
+    assert load_training("mcl-tiny", [f"leave_out={text}"]).recipe.sampling.leave_out == groups
+
+
 def test_the_name_of_another_pipeline_asks_for_what_tells_it_apart(defaults):
     old = "mcl-tiny", load_training("mcl-tiny", ["steps=7"]).recipe.to_dict()
     path = defaults(optimise={"lr": 0.1})

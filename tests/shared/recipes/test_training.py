@@ -149,7 +149,7 @@ def test_the_sections_of_one_method_are_not_the_others():
     *(([f"lr={text}"], "the value is not a number, word or list") for text in (
         "2026-13-45", "!!int foo", "!!timestamp x", "[" * 3000, "[" * 3000 + "]" * 3000, "*a", "\x07", "{[1]: 2}")),
     (["batch=" + "9" * 40], "; expected a whole number"),
-    (["clip=0x2"], "sampling.clip is 2; expected a word"),
+    (["clip=0x2"], "sampling.clip: clip geometry '0x2'; expected LxS"),
     (["compile=1"], "run.compile is 1; expected true or false"),
     (["seed=-1"], "optimise.seed is -1; expected at least 0"),
     (["workers=-2"], "run.workers is -2; expected at least -1"),
