@@ -57,8 +57,8 @@ def test_several_pairs_of_splits_are_no_mean_of_runs():
             for n, value in enumerate((70.0, 50.0, 45.0))]
     found = results.summarise("linear", runs, {}, [{"checkpoint": "c"}], {"store": "s"})
     assert sentence(found) == (
-        "Top-1 accuracy: 70.0 % on 40 test videos, the first of 3 pairs of splits, 95 % 55 to 82: above chance, which is "
-        "25.0 %; mean over all pairs 55.0 % ± 13.2 %.")
+        "Top-1 accuracy: 70.0 % on 40 test videos, the first of 3 pairs of splits, 95 % 55 to 82: above chance, which "
+        "is 25.0 %; mean over all pairs 55.0 % ± 13.2 %.")
     assert results.summary_line(found, "r").startswith(
         "linear: top1 70.0 % (chance 25.0 %), over 3 pairs of splits 55.0 % ± 13.2 %; 40 test videos; 3 runs")
 
