@@ -16,7 +16,7 @@ from pathlib import Path
 from shared.cli import Progress, RequestError, plural, typed
 from shared.datasets import folder
 from shared.datasets.headers import read_headers
-from shared.datasets.listing import rows_of, unlabelled
+from shared.datasets.listing import unlabelled
 from shared.datasets.scan import scan
 from shared.datasets.sources import open_sources
 from shared.recipes.preprocessing import read_description
@@ -46,9 +46,8 @@ def annotate(store: Place, annotations: Path) -> str:
         theirs, ours = next(iter(listing.videos), ""), next(iter(index.path), "")
         raise RequestError(f"{annotations} names no video of {store}; its first path is {theirs!r}, the store's "
                            f"{ours!r}: write paths as the store has them")
-    columns = next(rows_of(annotations, folder.COLUMNS, required=("path",)))[1].keys()
     document = read_description(store)
-    used = {listed.class_name for listed in named.values()} - {""} if "label" in columns else set()
+    used = {listed.class_name for listed in named.values()} - {""} if "label" in listing.columns else set()
     classes = document["classes"] + [name for name in listing.classes if name in used - set(document["classes"])]
     labels = {name: number for number, name in enumerate(classes)}
     if classes != document["classes"]:
@@ -58,11 +57,11 @@ def annotate(store: Place, annotations: Path) -> str:
         if row.path not in named:
             return row
         said, new = named[row.path], {}
-        if "label" in columns:
+        if "label" in listing.columns:
             new |= {"label": labels.get(said.class_name, -1), "class_name": said.class_name}
-        if "group" in columns:
+        if "group" in listing.columns:
             new["group"] = said.group
-        if "split" in columns:
+        if "split" in listing.columns:
             new["splits"] = said.splits
         return dataclasses.replace(row, **new)
 
@@ -70,7 +69,7 @@ def annotate(store: Place, annotations: Path) -> str:
     _record(store, classes)
     rest = len(index) - len(named)
     absent = len(listing.videos) - len(named)
-    lacking = [name for name in folder.COLUMNS if name not in columns]
+    lacking = [name for name in folder.COLUMNS if name not in listing.columns]
     return f"{plural(changed, 'video')} of {store} relabelled from {annotations}" + (
         f"; {plural(rest, 'video')} that it does not name stay as they were" if rest else "") + (
         f"; {plural(absent, 'row')} of it {'is' if absent == 1 else 'are'} of no packed video" if absent else "") + (

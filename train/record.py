@@ -35,8 +35,9 @@ def claim(run: Path, resume: bool) -> int:
     if run.is_file():
         raise RequestError(f"--out {run} is a file; expected a folder")
     there = {entry.name for entry in run.iterdir() if not entry.name.startswith(".")} if run.is_dir() else set()
-    if there and not there & {METRICS, BOARD, LAST, CHECKPOINTS}:
-        raise RequestError(f"--out {run} is no run of train/main.py: it holds {min(there)}; choose a new folder")
+    foreign = sorted(there - {METRICS, BOARD, LAST, CHECKPOINTS})
+    if foreign and not there & {METRICS, LAST}:      # else files that somebody keeps beside a run
+        raise RequestError(f"--out {run} is no run of train/main.py: it holds {foreign[0]}; choose a new folder")
     if there and not resume:
         raise RequestError(f"--out {run} is not empty; go on with it by --resume auto, or choose a new folder")
     run.mkdir(parents=True, exist_ok=True)

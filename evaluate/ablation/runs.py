@@ -21,7 +21,7 @@ from evaluate.features.handmade import HANDMADE
 from evaluate.finetuned.job import FINETUNED
 from evaluate.motion.controls import GROUP, PLAIN
 from evaluate.report import results
-from shared.cli import RequestError
+from shared.cli import RequestError, flock
 from shared.nn.backbones import build_backbone, own_eps
 from shared.nn.inflate import inflate
 from shared.recipes.settings import differences
@@ -260,7 +260,7 @@ def claim(out: Path) -> int:
     lock, deadline = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), None
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(lock, fcntl.LOCK_EX, f"--out {out}")
             break
         except BlockingIOError:
             owner = os.pread(lock, 20, 0).decode()

@@ -64,7 +64,8 @@ def listing(root: Place, annotations: Path | None, paths: Sequence[str], stored:
     return Listing(class_order(video.class_name for video in videos.values()), videos,
                    lambda path: path if path in videos else next(
                        (key for one in (path, within(path))
-                        if (key := spelt.get(unicodedata.normalize("NFC", one)))), path), notes)
+                        if (key := spelt.get(unicodedata.normalize("NFC", one)))), path), notes,
+                   columns=tuple(next(iter(rows.values()), ())))
 
 
 def _read(file: Place, root: Place) -> dict[str, dict[str, str]]:

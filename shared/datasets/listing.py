@@ -36,13 +36,14 @@ class Listed:
 @dataclass(frozen=True)
 class Listing:
     """classes in label order; videos by the key that `key(path relative to the root)` gives for a file on disk;
-    replaces: whether the file at such a path is taken in place of others of its key."""
+    replaces: whether the file at such a path is taken in place of others of its key; columns: of a folder's CSV."""
 
     classes: tuple[str, ...]
     videos: dict[str, Listed]
     key: Callable[[str], str]
     notes: tuple[str, ...] = ()
     replaces: Callable[[str], bool] = lambda path: False
+    columns: tuple[str, ...] = ()
 
 
 def is_video(path: str) -> bool:

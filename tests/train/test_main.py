@@ -141,6 +141,7 @@ def test_another_recipe_data_or_folder_is_refused(unbroken, store, tmp_path, qui
     os.close(lock)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
+    (tmp_path / "mine/checkpoints").mkdir()      # of another trainer
     with pytest.raises(RequestError, match="is no run of train/main.py: it holds thesis.tex"):
         train(store, tmp_path / "mine", "--resume", "auto")
 

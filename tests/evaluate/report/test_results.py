@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from evaluate.features.encoders import open_encoder
+from evaluate.folds import check_unseen
 from evaluate.holdout import held_out, holdout_names
 from evaluate.protocol import Result, Table
 from evaluate.report import page, results
 from evaluate.report.words import sentence
+from shared.cli import RequestError
 from shared.nn.distributed import World
 from shared.recipes.training import load_training
 from shared.store.index import Index
@@ -48,6 +50,18 @@ def test_labels_learnt_from_a_split_made_on_the_spot_are_told(store):
     assert not results.notes([encoder], index, {"dataset": "folder"}, [(train, asked)], World())
     trained["store"] = os.path.relpath(store)
     assert results.notes([encoder], index, {"dataset": "folder"}, [(train, asked)], World()) == said
+
+
+def test_groups_of_other_peoples_stores_share_names_at_most(store):
+    """A checkpoint that left groups out is refused on the groups that it trained on, not on others of their names."""
+    index = Index.load(store)
+    trained = {"dataset": "folder", "store": "elsewhere", "index": index.generation, "left_out": ["x"],
+               "groups": sorted(set(index.group))}
+    encoder = dataclasses.replace(open_encoder("mean-image"), provenance={"kind": "checkpoint", "stores": [trained]})
+    with pytest.raises(RequestError, match="left out group x and was trained on"):
+        check_unseen(index, "folder", encoder, [None])
+    trained["index"] = "000001-00000000"
+    check_unseen(index, "folder", encoder, [None])
 
 
 def test_several_pairs_of_splits_are_no_mean_of_runs():
