@@ -31,6 +31,7 @@ from shared.store.lock import store_lock
 from shared.store.objects import committed_prefixes
 from shared.store.place import ObjectPath, Place
 from shared.store.record import each_record, partials, run_name, write_exclusive, write_json_atomic
+from shared.videos.files import CANNOT, Span
 from shared.videos.isolate import ChildProcess, InProcess
 
 LOOK_S = 1.0                # between two looks whether the plan is there
@@ -188,9 +189,11 @@ class PartSession(Session):
         arrival.life.facts["plan"] = self.shared.name
         self.store_videos = 0
         planned = {id for pack in self.shared.packs for id in pack.videos}
-        gone = planned - {video.id for video in catalog.videos}       # each becomes a failure: it cannot be opened
+        gone = planned - {video.id for video in catalog.videos}
+        nothing = Span(self.store, 0, 0, "", "", fault=f"{CANNOT}: no longer among the videos, as it was when "
+                                                       f"{self.shared.name} was made")
         self.catalog = replace(self.catalog, videos=self.catalog.videos + tuple(
-            Video(id, id, -1, "", "", ()) for id in sorted(gone)))
+            Video(id, id, -1, "", "", (), nothing) for id in sorted(gone)))
         self.later = {video.id for video in catalog.videos} - planned - accounted(self.store)
 
     def share(self, reader: InProcess | ChildProcess) -> tuple[Plan, Cost]:

@@ -205,7 +205,8 @@ def test_a_planned_video_that_has_gone_is_a_failure(videos, tmp_path, capsys):
     gone = newest_plan(store).packs[2].videos[0]
     (mine / gone).unlink()
     assert run.main(command(mine, store, "--part", "3/6")) == 1
-    assert [(row.video, row.stage) for row in read_failures(store)] == [(gone, "open")]
+    assert [(row.video, row.stage, row.reason) for row in read_failures(store)] == [
+        (gone, "open", "cannot be opened: no longer among the videos, as it was when plan-000001 was made")]
     assert run.main(command(mine, store, "--part", "2/6")) == 0      # its own share is good
     capsys.readouterr()
     assert status.main([str(store)]) == 3
