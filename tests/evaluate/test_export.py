@@ -40,6 +40,7 @@ def hub(checkpoint, tmp_path_factory):
     return exported(checkpoint, tmp_path_factory.mktemp("export") / "hub")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETS)
 def test_three_lines_give_the_features_of_the_evaluation(kind, make_checkpoint, store, tmp_path):
     path = make_checkpoint(*NETS[kind])
@@ -209,6 +210,7 @@ def test_a_folder_without_a_backbone(tmp_path):
         shared.nn.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_single_file_gives_the_same_features(checkpoint, store, tmp_path, capsys):
     path = tmp_path / "backbone.safetensors"
     assert export.main(["--checkpoint", str(checkpoint), "--out", str(path), "--licence", "CC-BY-4.0"]) == cli.DONE

@@ -36,6 +36,7 @@ def evaluate(store, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_a_split_on_the_spot(evaluate, moving, tmp_path):
     found = evaluate("linear", "mean-image", "--holdout", "0.3", "--seeds", "2", where=moving)
     assert {name: found["splits"][name] for name in ("train", "test")} == {
@@ -56,6 +57,7 @@ def test_splits_on_the_spot_that_cannot_be(evaluate, more, message):
         evaluate("linear", "mean-image", *more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["linear", "retrieval"])
 def test_so_many_training_samples(evaluate, tmp_path, protocol):
     found = evaluate(protocol, "mean-image", "--samples", "5", "--seeds", "2")
@@ -68,6 +70,7 @@ def test_so_many_training_samples(evaluate, tmp_path, protocol):
     assert other["runs"][0]["counts"]["train_videos"] == 4
 
 
+@pytest.mark.slow
 def test_who_learns_from_all_videos_beside_a_sample_says_so(evaluate, tmp_path):
     evaluate("linear,background", "mean-image", "--samples", "5", "--seeds", "2", "--set", "clip=2x1")
     linear, background = (json.loads((tmp_path / "out" / name / "metrics.json").read_text())
@@ -105,6 +108,7 @@ class Page(HTMLParser):
         self.text += data.replace("\u00a0", " ")
 
 
+@pytest.mark.slow
 def test_linear_writes_numbers_and_a_page_of_its_own(evaluate, checkpoint, store, tmp_path, capsys):
     before = weights_hash(open_encoder(str(checkpoint)).net)
     found = evaluate("linear", str(checkpoint))
@@ -128,6 +132,7 @@ def test_linear_writes_numbers_and_a_page_of_its_own(evaluate, checkpoint, store
     assert len(said) == 1 and said[0].startswith("linear: top1 100.0 % (chance 33.3 %), mean_class 100.0 %")
 
 
+@pytest.mark.slow
 def test_retrieval_shares_the_features(evaluate, checkpoint, tmp_path):
     first = evaluate("linear", str(checkpoint), out="linear")
     found = evaluate("retrieval", str(checkpoint), out="retrieval")
@@ -137,6 +142,7 @@ def test_retrieval_shares_the_features(evaluate, checkpoint, tmp_path):
     assert (tmp_path / "retrieval/runs/00-train-test-seed0/neighbours.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_several_splits_have_a_headline_and_a_mean(evaluate, checkpoint):
     found = evaluate("linear", str(checkpoint), "--train-split", "train,train2", "--test-split", "test,test2",
                      "--set", "classifier=softmax", "--set", "epochs=1", "--set", "lr=0.0001", "--seeds", "2")
@@ -150,6 +156,7 @@ def test_several_splits_have_a_headline_and_a_mean(evaluate, checkpoint):
     assert low <= found["metrics"]["top1"] <= high
 
 
+@pytest.mark.slow
 def test_leaving_a_group_out_asks_every_video_once(evaluate, checkpoint):
     found = evaluate("linear", str(checkpoint), "--leave-out", "group")
     assert found["counts"]["test_videos"] == 18 and found["counts"]["folds"] == 3

@@ -90,6 +90,7 @@ def lacking(stores, tmp_path_factory):
     return base
 
 
+@pytest.mark.slow
 def test_draws_from_videos_without_twins_are_refused_and_splits_go_on(stores, lacking, tmp_path):
     for more in (["--holdout", "0.5"], ["--samples", "10"]):
         with pytest.raises(RequestError, match="2 of 40 labelled videos of .* without a twin, left.* would draw"):

@@ -105,6 +105,7 @@ def rows(run):
     return [{key: value for key, value in row.items() if key not in ("clips_per_s", "data_wait")} for row in parsed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, pipeline, settings", [
     ("mcl", "mcl-tiny", TINY), ("mcl", "mcl-tiny", ()), ("released", "mcl-tiny", ()), ("s3d", "moco-tiny", ()),
     ("s3d", "moco-tiny", (*TINY, "backbone=s3d", "width=1", "clip=16x2")), ("maclr", "maclr-tiny", ())],
@@ -133,6 +134,7 @@ def evaluate(protocol, checkpoint, out, *more):
                             *flags(*FEATURES), *more]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, checkpoint", [("mcl", "mcl/last.pt"), ("s3d", "s3d.safetensors")])
 def test_a_checkpoint_gives_the_same_features_and_numbers(own, name, checkpoint):
     evaluate("linear,retrieval", checkpoint, f"fresh/{name}", "--cache", "fresh/features")
@@ -145,6 +147,7 @@ def test_a_checkpoint_gives_the_same_features_and_numbers(own, name, checkpoint)
         assert {key: new["metrics"][key] for key in old["metrics"]} == old["metrics"]
 
 
+@pytest.mark.slow
 def test_features_are_found_and_results_compared(own):
     cache = own / "results/mcl/features"
     before = sorted(cache.rglob("*"))
@@ -155,6 +158,7 @@ def test_features_are_found_and_results_compared(own):
     assert len(json.loads((own / "compared/metrics.json").read_text())["runs"]) == 3
 
 
+@pytest.mark.slow
 def test_a_classifier_is_read_and_a_killed_training_goes_on(own):
     evaluate("finetune", "mcl/last.pt", "classifier-killed", *flags(*FINETUNE))
     classifiers = [checkpoint.load_finetuned(own / folder / "runs/00-train-test-seed0/finetuned.pt")

@@ -112,10 +112,12 @@ def flips_that_pass(store, count, seed):
     return passed
 
 
+@pytest.mark.slow
 def test_200_flipped_bits_are_all_noticed(store):
     assert flips_that_pass(store, 200, seed=2) == []
 
 
+@pytest.mark.slow
 def test_a_missing_truncated_or_longer_file_is_noticed(store):
     for file in files(store):
         data = file.read_bytes()

@@ -20,6 +20,7 @@ def test_what_cannot_fit_is_refused(tmp_path):
     costing.refuse_if_too_large(costing.Cost(bytes=10), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_sample_measures_real_packs(small_videos):
     catalog = open_catalog("folder", small_videos)
     pipeline = load_pipeline("folder", settings=["flow.backend=opencv"])
@@ -37,6 +38,7 @@ def plan_of(root):
     return plan, costing.measure_cost(plan.packs, catalog, pipeline.recipe, pipeline.run, probes=plan.probes)
 
 
+@pytest.mark.slow
 def test_a_film_without_a_length_is_counted_and_changes_no_other_estimate(tmp_path):
     """60 films whose headers have a count, and a long one whose header has nothing."""
     root = tmp_path / "videos"
@@ -50,6 +52,7 @@ def test_a_film_without_a_length_is_counted_and_changes_no_other_estimate(tmp_pa
     assert plan.probes["a.webm"].basis == "packets" and plan.probes["b00.mp4"].basis == "count"
 
 
+@pytest.mark.slow
 def test_a_wrong_estimate_corrects_those_of_its_kind_alone(tmp_path):
     """Matroska headers that say twice the truth, beside MP4, whose counts are exact."""
     root = tmp_path / "videos"

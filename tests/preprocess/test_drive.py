@@ -106,6 +106,7 @@ def test_a_pack_of_one_has_been_tried_alone(preprocess, small_videos, tmp_path):
     assert all("circle" in row.video for row in read_failures(tmp_path / "store"))
 
 
+@pytest.mark.slow
 def test_a_pack_that_died_by_chance_gets_another_chance(preprocess, tmp_path):
     died = set()
 
@@ -120,6 +121,7 @@ def test_a_pack_that_died_by_chance_gets_another_chance(preprocess, tmp_path):
     check_passes(tmp_path / "store")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, tries, words", [
     ("timeout", 1, "over the time limit of 42 s, 3 times); raise it with --set run.time_limit_s=84"),
     ("memory", 1, "over the memory limit of 1.5 GB, 3 times); raise it with --set run.memory_gb=3"),
@@ -156,6 +158,7 @@ def test_errors_that_are_no_videos_end_the_run(preprocess, small_videos, tmp_pat
     assert read_failures(tmp_path / "store") == []
 
 
+@pytest.mark.slow
 def test_workers_share_cores_and_memory(small_videos, tmp_path, monkeypatch):
     seen = []
 

@@ -90,6 +90,7 @@ def assert_equal(store, local):
     assert check.main([str(store)]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_writes_what_a_local_one_writes(store, local, small_videos, capsys):
     capsys.readouterr()
     assert preprocess(small_videos, store) == 0

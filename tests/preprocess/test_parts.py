@@ -87,6 +87,7 @@ def test_what_does_not_go_with_parts(videos, tmp_path, more):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_parts_make_their_packs_and_nothing_else(videos, finished, tmp_path, capsys):
     store = tmp_path / "store"
     assert run.main(command(videos, store, "--part", "2/4")) == 0
@@ -140,6 +141,7 @@ def test_one_plans_and_the_others_wait_for_it(tmp_path, capsys):
     assert not list(store.glob("records/*"))                       # whoever made nothing leaves no sign
 
 
+@pytest.mark.slow
 def test_a_killed_part_loses_nothing(videos, finished, tmp_path, capsys):
     """Killed in the middle of a pack; a run without --part takes what it committed, and closes the store."""
     store = tmp_path / "store"
@@ -166,6 +168,7 @@ def test_a_killed_part_loses_nothing(videos, finished, tmp_path, capsys):
     assert status.main([str(store)]) == 0
 
 
+@pytest.mark.slow
 def test_who_wants_the_store_alone_waits_for_the_signs_of_parts(videos, finished, tmp_path, monkeypatch, capsys):
     store = tmp_path / "store"
     shutil.copytree(finished, store)
@@ -198,6 +201,7 @@ def test_who_wants_the_store_alone_waits_for_the_signs_of_parts(videos, finished
     assert reindex.main([str(store)]) == 0 and not list(store.glob("records/life-*"))
 
 
+@pytest.mark.slow
 def test_a_planned_video_that_has_gone_is_a_failure(videos, tmp_path, capsys):
     mine, store = tmp_path / "videos", tmp_path / "store"
     shutil.copytree(videos, mine)

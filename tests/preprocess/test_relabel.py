@@ -110,6 +110,7 @@ def test_what_the_csv_has_no_column_for_stays(store, tmp_path, capsys):
     agrees(store)
 
 
+@pytest.mark.slow
 def test_a_failed_video_that_was_dropped_stays_so(made, tmp_path):
     videos = shutil.copytree(made / "videos", tmp_path / "videos")
     (videos / "annotations.csv").unlink()

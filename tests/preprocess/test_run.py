@@ -95,6 +95,7 @@ def test_plan_is_deterministic_and_writes_nothing(small_videos, tmp_path, capsys
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_and_a_refusal_start_no_engine(small_videos, tmp_path, monkeypatch):
     def fail(*args):
         raise AssertionError("an engine was started")
@@ -107,6 +108,7 @@ def test_a_plan_and_a_refusal_start_no_engine(small_videos, tmp_path, monkeypatc
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(finished, small_videos, tmp_path):
     kill_and_resume(finished, small_videos, tmp_path / "store", kills=3)
 
@@ -166,6 +168,7 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(small_videos, tmp_path, nu
     check_passes(store)
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_store_the_second_stops(small_videos, tmp_path):
     store = tmp_path / "store"
     first = start(small_videos, store, "--flow", "opencv", "--set", "preset=reference")
@@ -181,6 +184,7 @@ def test_two_runs_on_one_store_the_second_stops(small_videos, tmp_path):
         first.communicate()
 
 
+@pytest.mark.slow
 def test_bad_videos_are_rows_and_never_end_a_run(small_videos, tmp_path, capsys):
     videos, store = tmp_path / "videos", tmp_path / "store"
     shutil.copytree(small_videos, videos, ignore=shutil.ignore_patterns("*.npz", "*.csv", "*.json"))
@@ -242,6 +246,7 @@ def test_a_repaired_video_replaces_its_good_frames(small_videos, tmp_path):
     check_passes(store)
 
 
+@pytest.mark.slow
 def test_new_videos_go_into_new_packs(finished, small_videos, tmp_path):
     videos, store = tmp_path / "videos", tmp_path / "store"
     shutil.copytree(small_videos, videos, ignore=shutil.ignore_patterns("*.npz", "*.csv", "*.json"))
@@ -332,6 +337,7 @@ def test_headers_that_lie_are_planned_again(finished, small_videos, tmp_path, mo
     check_passes(tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_packs_keep_their_frame_limit_when_headers_lie(small_videos, tmp_path, monkeypatch):
     from dataclasses import replace
     monkeypatch.setattr(plan, "probe", lambda path, *rules: replace(probe(path, *rules), frames=1))
@@ -341,6 +347,7 @@ def test_packs_keep_their_frame_limit_when_headers_lie(small_videos, tmp_path, m
     check_passes(tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_reindex_adds_what_a_run_would_have_stored(finished, small_videos, tmp_path):
     store, both = tmp_path / "store", tmp_path / "both"
     shutil.copytree(finished, store)
@@ -521,6 +528,7 @@ def test_a_videos_folder_that_goes_away_stops_the_run(small_videos, tmp_path, mo
     assert read_failures(store) == []
 
 
+@pytest.mark.slow
 def test_the_maclr_recipe_adds_edges_and_its_clips(small_videos, tmp_path):
     store = tmp_path / "store"
     assert preprocess(small_videos, store, "--recipe", "maclr", "--set", "geometries=16x2,4x8") == 0
@@ -552,6 +560,7 @@ def test_an_interrupt_among_the_imports_is_one_line(small_videos, tmp_path):
         assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_with_exit_3(small_videos, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -33,6 +33,7 @@ def notes(text: str) -> list[str]:
     return [line.removeprefix("note     ") for line in text.splitlines() if line.startswith("note")]
 
 
+@pytest.mark.slow
 def test_what_was_renamed_is_counted_and_named_with_the_command_that_drops_it(tree, capsys, monkeypatch):
     assert len(preprocess(tree)) == 4 and len(notes(capsys.readouterr().out)) == 1
     (tree / "train/a").rename(tree / "train/c")
@@ -76,6 +77,7 @@ def test_what_was_renamed_is_counted_and_named_with_the_command_that_drops_it(tr
             f"{tree.parent}/store --drop train/c/4.mp4` drops one") in said
 
 
+@pytest.mark.slow
 def test_a_store_that_read_splits_as_classes_goes_on_so(tree, capsys):
     """As today's stores do whose folders are now read as splits: same videos, same ids, one meaning of a class."""
     old = tree.parent / "old.csv"

@@ -118,6 +118,7 @@ def test_reasons_that_differ_in_a_frame_number_are_one():
         "damaged after N frames: invalid data; its N good frames are kept"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--video", "class0/moving0.mp4"], ["--video", "class1/short.mp4"],
                                      ["--video", "class0/moving0.mp4", "--clips", "16x2"]])
 def test_command_writes_a_picture(store, tmp_path, capsys, options):
@@ -171,6 +172,7 @@ def test_nearest_id_is_found_among_many(store):
         assert wanted in str(caught.value)
 
 
+@pytest.mark.slow
 def test_folder_that_is_no_store_is_refused_by_the_command(tmp_path):
     done = subprocess.run([sys.executable, "-m", "preprocess.show", str(tmp_path), "--out", str(tmp_path / "a.png")],
                           cwd=REPOSITORY, capture_output=True, text=True)
@@ -194,6 +196,7 @@ def test_damage_stops_the_picture_and_names_the_check(store, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+@pytest.mark.slow
 def test_a_file_through_every_stage_without_a_store(store, tmp_path, capsys):
     videos = store.parent / "videos"
     line = ["--source", str(videos / "class0/moving0.mp4"), "--out", str(tmp_path / "one.png")]

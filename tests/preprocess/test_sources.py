@@ -179,6 +179,7 @@ def test_fields_make_labels_and_are_followed(archives, tmp_path, capsys):
     assert "nothing to drop" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bad_members_are_rows_and_mended_archives_are_forgotten(archives, tmp_path):
     store, path = tmp_path / "store", tmp_path / "in/0.tar"
     path.parent.mkdir()

@@ -62,6 +62,7 @@ def visible(flow, mask, mask_after):
     return (np.abs(warped[..., 0] - mask) < 0.01) & (warped[..., 1] > 1.99) & ~outline
 
 
+@pytest.mark.slow
 def test_the_same_bytes_each_time(made, tmp_path):
     make_videos(tmp_path / "again", **SMALL)
     first, second = tree(made), tree(tmp_path / "again")
@@ -70,6 +71,7 @@ def test_the_same_bytes_each_time(made, tmp_path):
     assert not {path.read_bytes() for path in other} & set(first.values())
 
 
+@pytest.mark.slow
 def test_the_same_bytes_wherever_the_encoder_has_its_memory(tmp_path):
     """x264's macroblock tree gave other bytes in most of these rounds: it reads its memory's alignment."""
     rng, found = np.random.default_rng(0), set()
@@ -155,6 +157,7 @@ def test_mask_has_the_area_of_the_object():
     assert checked > 20
 
 
+@pytest.mark.slow
 def test_objects_move_a_few_pixels_in_a_part_of_the_video_only():
     dials, peaks = Dials(videos=40, backgrounds=5, textures=4, frames=64, height=128, width=176, fps=25, seed=0), {}
     for video, scene in scenes(dials):
@@ -171,6 +174,7 @@ def test_objects_move_a_few_pixels_in_a_part_of_the_video_only():
     assert all(0.6 < np.median(values) < 7 for values in peaks.values()), peaks
 
 
+@pytest.mark.slow
 def test_objects_start_anywhere():
     dials = Dials(videos=360, backgrounds=1, textures=1, frames=16, height=96, width=128, fps=25, seed=1)
     starts = np.array([scene.motion.start / (128, 96) for _, scene in scenes(dials)])
@@ -178,6 +182,7 @@ def test_objects_start_anywhere():
     assert len(cells) == 9 and max(cells.values()) < 2 * min(cells.values())  # a ninth each
 
 
+@pytest.mark.slow
 def test_the_flow_is_what_tvl1_measures(made):
     """OpenCV's TV-L1 on the decoded frames: inside moving objects its endpoint error is a fraction of the motion."""
     tvl1, errors, speeds = cv2.optflow.DualTVL1OpticalFlow_create(), [], []
@@ -239,6 +244,7 @@ def test_what_is_there_is_kept_and_what_is_missing_made(made):
     assert {path for path, then in times.items() if path.stat().st_mtime_ns != then} == {video, other}
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_whole_videos_only_and_goes_on(tmp_path):
     dials = dict(videos=200, seed=0, backgrounds=2, textures=2, frames=6, height=48, width=48)
     script = textwrap.dedent(f"""
@@ -265,6 +271,7 @@ def test_a_killed_run_leaves_whole_videos_only_and_goes_on(tmp_path):
     assert {name: data for name, data in tree(tmp_path / "a").items() if name not in hidden} == tree(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(tmp_path):
     peaks = []
     for frames in (32, 256):

@@ -70,6 +70,7 @@ def slow_index(flow, border=8, length=16, stride=2, step=4, cell=8):
     return cells(maps), t_motion, clips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window, scale", [(64, 1), (7, 1), (7, 0.5)])
 def test_a_pack_equals_the_slow_version(small_videos, tmp_path, window, scale):
     task = task_for(small_videos, tmp_path, 2, [f"flow.scale={scale}"])
@@ -97,6 +98,7 @@ def test_a_pack_equals_the_slow_version(small_videos, tmp_path, window, scale):
             np.testing.assert_array_equal(mask[clear], (s_map > p90)[clear])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 0.5])
 def test_the_decoding_window_changes_nothing(small_videos, tmp_path, scale):
     """Also with derivatives averaged over blocks of frames, and for edges and flow."""
@@ -144,6 +146,7 @@ def test_edges_and_flow_are_what_the_format_says(small_videos, tmp_path, scale):
     np.testing.assert_allclose(np.sqrt(value), np.sqrt(expected), atol=np.sqrt(10) / 255)
 
 
+@pytest.mark.slow
 def test_a_video_of_another_size_or_too_long_is_given_back(small_videos, tmp_path):
     report = make_pack(task_for(small_videos, tmp_path / "a", 2, frame_size=(80, 64)))
     assert report.pack is None and [m.frame_size for m in report.misplanned] == [(64, 80)] * 2
@@ -161,6 +164,7 @@ def files_of(store):
     return {file.relative_to(store): file.read_bytes() for file in store.glob("packs/*/[!.]*/**/*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_a_pack_that_is_there_is_not_made_again(small_videos, tmp_path):
     """A worker died after its commit, or outlived its driver: also what did not fit the pack is told as before."""
     task = task_for(small_videos, tmp_path, 3, ["packs.frames=90"])
@@ -192,6 +196,7 @@ def test_two_workers_make_one_pack_and_the_first_counts(small_videos, tmp_path):
     assert not list(tmp_path.glob("packs/*/.*"))
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_the_folder_from_a_worker_that_outlived_its_run(small_videos, tmp_path):
     task, swept = task_for(small_videos, tmp_path, 2), []
 
@@ -237,6 +242,7 @@ def test_a_trial_commits_nothing(small_videos, tmp_path):
     assert not list(tmp_path.glob("packs/*/.*"))
 
 
+@pytest.mark.slow
 def test_neighbours_of_a_lost_video_are_the_bytes_of_a_run_in_which_it_failed(small_videos, tmp_path):
     root = tmp_path / "videos"
     shutil.copytree(small_videos, root, ignore=shutil.ignore_patterns("*.npz"))
@@ -332,6 +338,7 @@ def test_a_frame_that_the_border_covers_says_so(tmp_path):
     assert zarr.open_group(tmp_path / "store" / report.pack.path, mode="r")["t_motion"][:].all()
 
 
+@pytest.mark.slow
 def test_a_damaged_video_keeps_its_good_frames_or_says_why_not(data_root, tmp_path):
     """derived_truncated60pct.avi and its like: rows in failures, packs without holes."""
     root = data_root / "odd"

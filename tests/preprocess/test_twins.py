@@ -87,6 +87,7 @@ def test_seed_and_window(store, made, tmp_path):
         twins.main([str(store), "--out", str(tmp_path / "other"), *SERIAL, "--seed", "0"])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(store, made, tmp_path, monkeypatch):
     from preprocess import drive
 
@@ -107,6 +108,7 @@ def test_a_stopped_run_goes_on(store, made, tmp_path, monkeypatch):
     assert arrays(tmp_path / "out") == arrays(made)
 
 
+@pytest.mark.slow
 def test_a_damaged_video_is_a_failure(store, tmp_path):
     shutil.copytree(store, tmp_path / "store")
     shard = tmp_path / "store" / Index.load(store).pack_rows()[0].path / "rgb/c.0.0.0.0"

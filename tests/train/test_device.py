@@ -77,6 +77,7 @@ OBJECTIVES = pytest.mark.parametrize("settings", [
     {"contrast.bn": "none", "contrast.exclude_same_video": True}, {"maclr.mm": True}], ids=str)
 
 
+@pytest.mark.slow
 @OBJECTIVES
 def test_a_step_waits_for_nothing(stand_in, make_recipe, store, settings):
     recipe = make_recipe(settings)

@@ -91,6 +91,7 @@ def test_what_no_query_runs_through_keeps_its_weights(make_recipe, make_views, m
         name for name, _ in learner.query.named_parameters() if name.startswith("heads.cross")}
 
 
+@pytest.mark.slow
 def test_all_that_is_trained_has_a_gradient_and_no_key_encoder_has(make_recipe, make_views, make_learner):
     for settings in CASES:
         recipe = make_recipe(settings, maclr=True)

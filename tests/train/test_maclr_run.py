@@ -61,6 +61,7 @@ def test_every_pipeline_trains_on_one_store(name, store, tmp_path, capsys):
         assert "8 videos of split train, clips 4x4; 0 shorter than a clip left out, 8 too short for 0.5 s" in said
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_as_one_unbroken(store, tmp_path):
     """Bit for bit: both pathways, both queues and their pointers, optimiser, and every logged number."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

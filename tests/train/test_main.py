@@ -204,6 +204,7 @@ def test_a_store_that_is_none(tmp_path, quiet_torch):
         train(tmp_path, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_packs_in_object_storage(unbroken, store, bucket, tmp_path, quiet_torch):
     """From s3:// by two workers: the same losses as from a folder."""
     import s3fs
@@ -442,6 +443,7 @@ def test_under_torchrun_rank_0_alone_speaks(store, tmp_path):
     assert "stopping ..." not in errors and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_hand_made_checkpoints_are_not_resumed(unbroken, store, tmp_path, quiet_torch):
     """Wrong kinds and shapes in what only going on reads: one line each."""
     run, good = tmp_path / "run", load(unbroken[0] / "last.pt")

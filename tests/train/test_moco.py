@@ -18,6 +18,7 @@ from shared.nn.distributed import World
 from train.moco import KeyShuffle, Queue, momentum_twin, momentum_update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [
     {}, {"alignment.variant": "v1", "contrast.order": 0.5}, {"alignment.variant": "v2", "alignment.weight": 3.0},
     {"alignment.weights_per_step": True, "alignment.t": False, "alignment.double_epochs": 1},

@@ -67,6 +67,7 @@ def videos(tmp_path_factory, film, make_video):
 
 # ---- of a store
 
+@pytest.mark.slow
 def test_they_are_those_of_the_evaluation(call, store, checkpoint, tmp_path):
     code, out = call("--store", store)
     settings = load_settings("linear", ["clips=3", "run.device=cpu", "run.threads=1"])
@@ -140,6 +141,7 @@ def test_a_damaged_store_stops_it(call, store, tmp_path):
 
 # ---- of video files
 
+@pytest.mark.slow
 def test_video_files_give_what_their_store_gives(call, videos, pack, tmp_path):
     annotations = tmp_path / "annotations.csv"
     annotations.write_text("path\n" + "".join(f"{path.relative_to(videos)}\n" for path in videos.rglob("*.mp4")))
@@ -180,6 +182,7 @@ def test_bad_videos_are_rows_and_end_nothing(call, videos, film, make_video, tmp
     assert set(failed(out)) == {"cut.avi"} & set(reasons)
 
 
+@pytest.mark.slow
 def test_the_longest_good_run_of_damaged_files_is_used(call, data_root, tmp_path):
     """The same frames as a store keeps of them."""
     folder = tmp_path / "videos"
@@ -219,6 +222,7 @@ def test_headers_that_lie_about_the_length(call, videos, checkpoint, monkeypatch
         np.testing.assert_array_equal(np.load(out / "features.npy"), np.load(right / "features.npy"))
 
 
+@pytest.mark.slow
 def test_new_videos_alone_are_computed(call, videos, film, make_video, tmp_path, capsys):
     folder = shutil.copytree(videos, tmp_path / "videos")
     _, out = call("--videos", folder)
@@ -351,6 +355,7 @@ def test_two_processes_find_what_one_does(call, videos, checkpoint, tmp_path):
 
 # ---- object storage
 
+@pytest.mark.slow
 def test_from_and_to_object_storage(call, store, bucket, tmp_path, monkeypatch, capsys):
     import s3fs
     s3fs.S3FileSystem().put(str(store), f"{bucket}/store", recursive=True)
@@ -449,6 +454,7 @@ def test_the_nearest_videos(call, store, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1 + 17 + 1
 
 
+@pytest.mark.slow
 def test_the_nearest_videos_of_a_file(call, videos, store, tmp_path, capsys):
     """One of the folder is that video; a copy elsewhere is the nearest of its own."""
     _, out = call("--videos", videos, "--per", "clip")

@@ -37,6 +37,7 @@ def test_cells_are_means_of_their_part_of_the_view(text):
     assert as_asked(encoder, dataclasses.replace(GRID, grid=1)) is encoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text, settings, message", [
     ("random:r2plus1d_tiny:0", ["features.grid=7"], "gives 6x6 positions of clips of 48 pixels; set a smaller grid"),
     ("random:r2plus1d_tiny:0", ["features.grid=2", "features.pool=moments"], "with pool=mean, and not of moments"),
@@ -59,6 +60,7 @@ def test_who_has_no_use_for_cells_names_the_grid(store, tmp_path):
                   str(tmp_path / "out"), "--set", "features.grid=2", "--set", "run.device=cpu"])
 
 
+@pytest.mark.slow
 def test_the_command_keeps_cells_and_their_mean_apart(store, tmp_path):
     """Both in one cache: the cells' mean is the feature without cells, video by video."""
     for grid in (1, 2):

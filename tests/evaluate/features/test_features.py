@@ -69,6 +69,7 @@ def slowly(encoder, store, video, clips, geometry, size, short_edge):
     return (total / clips).numpy()
 
 
+@pytest.mark.slow
 def test_against_the_slow_version(get, store, encoder):
     found = get("train")
     assert found.looped == 1 and len(found) == 9 and found.clips == 25
@@ -125,6 +126,7 @@ def test_features_beside_are_used(get, tmp_path):
     assert get("train", cache=tmp_path / "two" / "features", beside=[tmp_path / "one" / "features"]).clips == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part_s", [0, 300])
 def test_an_interrupted_extraction_goes_on(get, encoder, monkeypatch, tmp_path, part_s):
     whole = get("train", cache=tmp_path / "whole")
@@ -238,6 +240,7 @@ def test_threads_and_batches_change_nothing(get, tmp_path):
     np.testing.assert_allclose(one.vectors, other.vectors, rtol=1e-4, atol=1e-4 * np.abs(one.vectors).max())
 
 
+@pytest.mark.slow
 def test_frames_of_a_2d_net(get):
     found = get("train", encoder=open_encoder("random:i2d"),
                 settings=replace(SETTINGS, features=replace(SETTINGS.features, size=64)))

@@ -324,6 +324,7 @@ def test_videos_without_labels_and_classes_that_nothing_can_learn(finetune, writ
         finetune("out", "--leave-out", "group", where=where)
 
 
+@pytest.mark.slow
 def test_a_supervised_checkpoint_trains_on_in_bf16(finetune, learnt):
     start = next(learnt.glob("runs/*/finetuned.pt"))
     found, state = finetune("bf16", checkpoint=start, precision="bf16", steps=2)

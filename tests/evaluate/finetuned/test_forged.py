@@ -82,6 +82,7 @@ def fine_tuned(store, tmp_path_factory):
     return argv, path, training, torch.load(path.with_name("finetuned.pt"), weights_only=True)
 
 
+@pytest.mark.slow
 def test_classifiers(fine_tuned, tmp_path):
     path, target = tmp_path / "finetuned.pt", tmp_path / "net.safetensors"
     refused = looked_at(path, fine_tuned[3], 151, lambda: load_finetuned(path), lambda: load_backbone(path),

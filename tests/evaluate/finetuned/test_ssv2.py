@@ -59,6 +59,7 @@ def evaluate(store, out, steps, *more):
     return json.loads((out / "metrics.json").read_text()), state["recipe"]["finetune"]
 
 
+@pytest.mark.slow
 def test_from_files_to_top1_without_flips(ssv2, tmp_path):
     found, recipe = evaluate(ssv2, tmp_path / "out", 2)
     assert found["store"]["dataset"] == "ssv2" and recipe["flip"] is False

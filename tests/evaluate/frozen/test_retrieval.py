@@ -11,6 +11,7 @@ from evaluate import metrics
 from evaluate.frozen.retrieval import nearest, unit
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 2 ** 32 - 1), st.integers(1, 40), st.integers(1, 60), st.integers(1, 17), st.data())
 def test_any_blocks_give_the_whole_matrix(seed, queries, gallery, block, data):

@@ -81,6 +81,7 @@ def evaluate(store, annotations, out, *more):
     return json.loads((out / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_from_files_to_metrics(vidsitu, tmp_path):
     store, annotations = vidsitu
     found = evaluate(store, annotations, tmp_path / "out", "--set", "recall_events=3")

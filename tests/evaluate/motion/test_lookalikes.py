@@ -159,6 +159,7 @@ frame.size = trajectory.size = 48
 """
 
 
+@pytest.mark.slow
 def test_who_ignores_motion_is_below_chance_and_who_sees_it_alone_far_above(alike, tmp_path, monkeypatch):
     (tmp_path / "constructed.py").write_text(ENCODERS)
     monkeypatch.syspath_prepend(tmp_path)

@@ -173,6 +173,7 @@ def slowly(encoder, store, seed=0):
     return torch.cat(cams), torch.stack([aligned[i] for i in range(n)])
 
 
+@pytest.mark.slow
 def test_against_slow_autograd(moving, contrastive):
     encoder = open_encoder(str(contrastive))
     found = of(encoder, moving)
@@ -211,6 +212,7 @@ def test_what_moves_does_not_reach_the_maps(moving, make_moving, contrastive):
     np.testing.assert_array_equal(found.aligned, other.aligned)
 
 
+@pytest.mark.slow
 def test_same_maps_again_and_the_network_stays(moving, contrastive):
     encoder = open_encoder(str(contrastive))
     before = weights_hash(encoder.net)
@@ -227,6 +229,7 @@ def test_same_maps_again_and_the_network_stays(moving, contrastive):
     assert (many.motion[1::3] != many.motion[::3]).any()
 
 
+@pytest.mark.slow
 def test_kept_and_shared(moving, contrastive, tmp_path, monkeypatch):
     cache, encoder = FeatureCache(tmp_path / "features"), open_encoder(str(contrastive))
     found = of(encoder, moving, cache=cache)

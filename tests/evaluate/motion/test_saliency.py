@@ -32,6 +32,7 @@ def evaluate(moving, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_numbers_beside_their_controls(evaluate, contrastive, moving, tmp_path, capsys, monkeypatch):
     drawn, draw = [], map_pictures.saliency_figure
     monkeypatch.setattr(map_pictures, "saliency_figure", lambda *given: drawn.append(given) or draw(*given))

@@ -47,6 +47,7 @@ def install(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writable", [True, False])
 def test_without_a_cache_folder_functions_compile_and_say_so_once(install, writable):
     (install / "trivial.py").write_text(TRIVIAL)

@@ -77,6 +77,7 @@ class State:
         return errors
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(3, 40), st.integers(2, 70), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_sweep_is_the_plain_iteration(height, width, count, seed):
@@ -154,6 +155,7 @@ def test_reference_with_its_stop_equals_opencv(real_frames):
     assert np.median(errors) <= 0.02, errors
 
 
+@pytest.mark.slow
 def test_stop_by_epsilon_equals_opencv_small(real_frames):
     errors = np.array([error(*(tvl1(f[0, :96, :128], f[1, :96, :128], "reference", backend)
                                for backend in ("cpu", "opencv"))).mean() for f in real_frames])
@@ -170,6 +172,7 @@ def in_another_process(frames, folder, **environment):
     return np.load(folder / "flow.npy")
 
 
+@pytest.mark.slow
 def test_same_bits_in_another_process(real_frames, tmp_path):
     frames = real_frames[1][:, :80, :96]
     np.testing.assert_array_equal(in_another_process(frames, tmp_path),

@@ -36,6 +36,7 @@ class Planes:
         self._block(cpu.STATE_A, STATE)[:, :, plane] = padded.reshape(self.height, self.blocks, LANES)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(SIZES, st.integers(0, 2**32 - 1), st.sampled_from([0.3, 3.0, 60.0]))
 def test_warp_is_remap(size, seed, amount):
@@ -89,6 +90,7 @@ def cubic(t, a=-0.75):
     return far(1 + t), near(t), near(1 - t), far(2 - t)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(SIZES, st.sampled_from([3, 5]), st.integers(0, 2**32 - 1), st.booleans())
 def test_median_is_median_blur(size, side, seed, ties):

@@ -90,6 +90,7 @@ def test_few_pictures_many_rows(page_store, tmp_path, capsys):
     assert len(read(tmp_path / "page/data/rows-0.js")[1]["id"]) == 12
 
 
+@pytest.mark.slow
 def test_a_store_on_s3_has_the_same_page(page, page_store, bucket, tmp_path):
     import s3fs
 

@@ -149,6 +149,7 @@ def test_a_batch_is_its_videos_samples(data, store, sampling, augment):
         assert motion is None and [len(row) for row in crops] == [2] * 6 and not batch.order.any()
 
 
+@pytest.mark.slow
 def test_a_slot_is_not_written_while_its_batch_is_in_hand(data):
     """Batches of one part, two and three: workers run ahead as far as they may while the batch is looked at."""
     for batch_size in (2, PART + 2, 2 * PART + 2):
@@ -212,6 +213,7 @@ def test_damage_in_mid_training_stops_with_pack_and_video(tmp_path, make_clip_st
     assert set(psutil.Process().children()) <= children
 
 
+@pytest.mark.slow
 def test_a_killed_worker_stops_the_run(data):
     before = set(psutil.Process().children())
     with pytest.raises(Stopped, match="a loader worker died: DataLoader worker .*lower --set workers"):

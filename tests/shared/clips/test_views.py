@@ -216,6 +216,7 @@ def agreement(objects, sampling, plain, draws, size=48, shape=(2, 6, 6)):
             return np.array(differences), np.array(same)
 
 
+@pytest.mark.slow
 def test_an_object_lands_in_the_same_cell_of_view_and_target(objects, sampling, augment):
     """1,000 draws of clip, crop and flip, through the store, the loader, the resize and the pooling."""
     differences, same = agreement(objects, sampling(), augment(jitter_p=0.0, grey_p=0.0, blur_p=0.0), 1000)

@@ -62,6 +62,7 @@ def row(catalog, path):
 
 # ---- what is named
 
+@pytest.mark.slow
 def test_patterns_stand_for_what_a_shell_makes_of_them():
     assert expanded("a/{000..002}.tar") == ["a/000.tar", "a/001.tar", "a/002.tar"]
     assert expanded("{train,val}/{8..10}.tar") == [f"{split}/{n}.tar" for split in ("train", "val") for n in (8, 9, 10)]

@@ -163,6 +163,7 @@ def test_weights_by_hand(state, torchvision_file):
     assert ours["stem.bn1.num_batches_tracked"] == 7
 
 
+@pytest.mark.slow
 def test_the_head_of_the_file(state, moco_file, torchvision_file):
     """On request; the released code does so on Kinetics-400. A file without MoCo v2's head changes nothing."""
     backbone, head = build_backbone("r2d_50"), Projection(2048, 2048, 128)

@@ -60,6 +60,7 @@ for inputs in range(1, 9):
 """
 
 
+@pytest.mark.slow
 def test_narrow_strided_convolutions_have_gradients_on_processors_without_avx512():
     """There oneDNN corrupts memory over 2 to 7 channels, and the process dies."""
     done = subprocess.run([sys.executable, "-c", NARROW], cwd=Path(__file__).resolve().parents[3], capture_output=True,

@@ -106,6 +106,7 @@ def drawn(figure, path):
     return cv2.imread(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [{}, {"clips": 0}, {"moving": False}, {"height": 128, "width": 48}, {"clips": 1}])
 def test_video_figure_draws_every_case(tmp_path, case):
     image = drawn(video_figure(picture(**case)), tmp_path / "a.png")
@@ -129,12 +130,14 @@ def test_video_figure_shows_clips_and_crops_as_given():
                                       given_picture.frames[3][box.y:box.y + box.h, box.x:box.x + box.w])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["$\\frac{$", "a_$b$_c", "\udcff\udcfe.mp4", "x" * 500])
 def test_names_from_outside_are_text(tmp_path, name):
     one = dataclasses.replace(picture(), title=name, facts=name)
     assert drawn(video_figure(one), tmp_path / "a.png").shape[1] < 2500
 
 
+@pytest.mark.slow
 def test_same_picture_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
         save(video_figure(picture()), tmp_path / name)

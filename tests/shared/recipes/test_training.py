@@ -138,6 +138,7 @@ def test_the_sections_of_one_method_are_not_the_others():
     assert load_training("maclr-visual", ["clip=16x4"]).recipe.maclr.reads is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings, message", [
     (["epohs=3"], "did you mean 'epochs'"),
     (["contrast.quue=3"], "did you mean 'contrast.queue'"),

@@ -342,6 +342,7 @@ FORGED = [*(("videos.csv", 2, column, value) for column in ("first_frame", "fram
           ("videos.csv", 2, "pack", "p7"), ("videos.csv", 2, "pack", "p1"), ("packs.csv", 1, "pack", "p1")]
 
 
+@pytest.mark.slow
 def test_forged_rows_are_refused_by_name(small_store):
     """Right checksums, wrong numbers and places: one line by every reader, and by the check."""
     whole, _ = small_store

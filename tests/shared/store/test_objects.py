@@ -159,6 +159,7 @@ def test_what_did_not_arrive_is_noticed(store, tmp_path, monkeypatch):
         objects.upload_pack(tmp_path, store, "packs/8x8/p-1", {"zarr.json": (2, crc32c(b"{}"))})
 
 
+@pytest.mark.slow
 def test_the_bytes_are_those_of_a_local_store(anywhere, tmp_path, make):
     fill(anywhere, make(3, edges=True, flow=True)), fill(tmp_path, make(3, edges=True, flow=True))
     here, there = Index.load(tmp_path), Index.load(anywhere)
@@ -199,6 +200,7 @@ def test_only_the_holder_of_the_lock_writes(anywhere):
 
 # Reading.
 
+@pytest.mark.slow
 def test_a_clip_is_two_requests(store, make, count_requests):
     """One range for its frames, one for its maps; before them, once a pack, the frame size and two shard indices."""
     contents = fill(store, make(4))
@@ -236,6 +238,7 @@ def _sum(reader, queue):
     queue.put([int(reader.frames(video, [0, 3]).sum()) for video in ("p0-0", "p1-1")])
 
 
+@pytest.mark.slow
 def test_forked_and_pickled_readers_read(store, make):
     """An event loop and its sockets do not survive a fork, so each process has its own."""
     fill(store, make(4))
@@ -254,6 +257,7 @@ def test_forked_and_pickled_readers_read(store, make):
         assert worker.exitcode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, call", [
     ("rgb/c.0.0.0.0", lambda r: r.frames("p0-0", range(33))), ("rgb/zarr.json", lambda r: r.frames("p0-0", [0])),
     ("st_motion/c.0.0.0", lambda r: r.motion("p0-0", 0, 33)),
@@ -273,6 +277,7 @@ def test_damage_is_raised_with_pack_and_video(anywhere, make, name, call):
         call(StoreReader(anywhere))
 
 
+@pytest.mark.slow
 def test_a_network_that_is_gone_is_one_clear_line(store, make, monkeypatch):
     fill(store, make(4))
     reader = StoreReader(store)
@@ -369,6 +374,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(store, quick_beats, s3_server):
         assert json.loads((store / ".lock").read_bytes())["pid"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_lease_changes_nothing_more(anywhere, make, monkeypatch):
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
     fill(anywhere, make(4))
@@ -387,6 +393,7 @@ def test_a_run_that_lost_its_lease_changes_nothing_more(anywhere, make, monkeypa
     assert (anywhere / ".lock").read_bytes() == b'{"owner": "another"}\n'
 
 
+@pytest.mark.slow
 def test_current_is_the_fence(anywhere, make):
     """A run that was asleep while another published, and whose lock says nothing, cannot put its index in force."""
     fill(anywhere, make(4))
@@ -404,6 +411,7 @@ def test_current_is_the_fence(anywhere, make):
 
 # Runs that were killed.
 
+@pytest.mark.slow
 def test_old_generations_go_and_the_one_before_stays(anywhere, make):
     fill(anywhere, make(4))
     index = Index.load(anywhere)
@@ -412,6 +420,7 @@ def test_old_generations_go_and_the_one_before_stays(anywhere, make):
     assert generations(anywhere) == names[1:] and current_generation(anywhere) == names[2]
 
 
+@pytest.mark.slow
 def test_what_a_dead_run_left_is_taken_in_once_or_swept(anywhere, make):
     """Unlisted whole packs are adopted, one prefix of each; halves and second copies are left out and swept."""
     fill(anywhere, make(4))

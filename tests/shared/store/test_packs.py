@@ -59,6 +59,7 @@ def check_against_zarr(path, contents, edges, flow, geometries):
         assert np.array_equal(clips["median"][:], np.array([one.median for one in many], "f4"), equal_nan=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.sampled_from([(8, 8), (16, 24), (24, 16)]),
        st.booleans(), st.booleans(), st.integers(1, 70))
@@ -76,6 +77,7 @@ def test_zarr_reads_every_array(tmp_path_factory, make, frames, size, edges, flo
     assert load_pack(store, row.path) == (row, rows, [])
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=6), st.integers(1, 20))
 def test_an_aborted_video_leaves_no_trace(tmp_path_factory, make, videos, window):

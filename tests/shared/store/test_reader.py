@@ -31,6 +31,7 @@ def store(tmp_path_factory, make):
     return path, videos
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_frames_edges_and_flow_equal_zarrs(store, data):

@@ -84,6 +84,7 @@ with store_lock(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time(tmp_path, request):
     store = tmp_path / "store"
     assert not is_locked(store)

@@ -568,6 +568,7 @@ def decode_all(path):
     return frames, None
 
 
+@pytest.mark.slow
 def test_every_odd_file_gives_its_frames(data_root):
     refused = {}
     for path, frames in index(data_root):
