@@ -190,8 +190,8 @@ class PartSession(Session):
         self.store_videos = 0
         planned = {id for pack in self.shared.packs for id in pack.videos}
         gone = planned - {video.id for video in catalog.videos}
-        nothing = Span(self.store, 0, 0, "", "", fault=f"{CANNOT}: no longer among the videos, as it was when "
-                                                       f"{self.shared.name} was made")
+        nothing = Span(catalog.root, 0, 0, "", "", fault=f"{CANNOT}: no longer among the videos, where it was when "
+                                                         f"{self.shared.name} was made")
         self.catalog = replace(self.catalog, videos=self.catalog.videos + tuple(
             Video(id, id, -1, "", "", (), nothing) for id in sorted(gone)))
         self.later = {video.id for video in catalog.videos} - planned - accounted(self.store)

@@ -5,11 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from preprocess import check, life, reindex, run, status
 from preprocess.life import Life
@@ -202,21 +204,34 @@ def test_who_wants_the_store_alone_waits_for_the_signs_of_parts(videos, finished
 
 
 @pytest.mark.slow
-def test_a_planned_video_that_has_gone_is_a_failure(videos, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["folder", "tar", "s3"])
+def test_a_planned_video_that_has_gone_is_a_failure(kind, videos, tmp_path, request, capsys):
     mine, store = tmp_path / "videos", tmp_path / "store"
+    source = {"folder": mine, "tar": tmp_path / "set.tar"}.get(kind) or f"{request.getfixturevalue('bucket')}/videos"
     shutil.copytree(videos, mine)
-    assert run.main(command(mine, store, "--part", "1/6")) == 0
+
+    def put():
+        if kind == "tar":
+            with tarfile.open(source, "w") as archive:
+                archive.add(mine, "videos")
+        elif kind == "s3":
+            s3fs.S3FileSystem().put(f"{mine}/", f"{source}/", recursive=True)
+    put()
+    assert run.main(command(source, store, "--part", "1/6")) == 0
     gone = newest_plan(store).packs[2].videos[0]
-    (mine / gone).unlink()
-    assert run.main(command(mine, store, "--part", "3/6")) == 1
+    next(file for file in mine.rglob("*.mp4") if gone.endswith(file.relative_to(mine).as_posix())).unlink()
+    if kind == "s3":
+        s3fs.S3FileSystem().rm(f"{source}/{gone}")
+    put()
+    assert run.main(command(source, store, "--part", "3/6")) == 1
     assert [(row.video, row.stage, row.reason) for row in read_failures(store)] == [
-        (gone, "open", "cannot be opened: no longer among the videos, as it was when plan-000001 was made")]
-    assert run.main(command(mine, store, "--part", "2/6")) == 0      # its own share is good
+        (gone, "open", "cannot be opened: no longer among the videos, where it was when plan-000001 was made")]
+    assert run.main(command(source, store, "--part", "2/6")) == 0      # its own share is good
     capsys.readouterr()
     assert status.main([str(store)]) == 3
     said = capsys.readouterr().out
     assert "packs    2 done, 0 under way, 3 waiting" in said and "failed   1\n         1 x " in said
-    assert run.main(command(mine, store)) == 1 and status.main([str(store)]) == 1
+    assert run.main(command(source, store)) == 1 and status.main([str(store)]) == 1
 
 
 @pytest.mark.slow
